@@ -1,0 +1,282 @@
+"""Batch sources, their published order, and blocks of buffered batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from l2path.errors import ArgumentError, L2PathError
+from l2path.trees import tensor_leaves, tree_leaves, tree_map
+from l2path.types import Batch
+
+
+def data_order(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch visits the rows: a published function of (seed, epoch).
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    seed : int
+        The member's seed, at least 0.
+    epoch : int
+        From 0.
+
+    Returns
+    -------
+    Tensor, [n], int64
+        A permutation: ``torch.randperm`` under a generator of its own, seeded with the first 63 bits of
+        ``numpy.random.SeedSequence([0, seed, epoch])``.
+
+    Examples
+    --------
+    >>> sorted(data_order(4, seed=0, epoch=1).tolist())
+    [0, 1, 2, 3]
+    """
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_mix(0, seed, epoch)))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return what ``torch.manual_seed`` gets before a step: dropout masks are a function of (seed, step).
+
+    Parameters
+    ----------
+    seed : int
+        The member's seed, at least 0.
+    step : int
+        Number of updates done before, from 0; it counts on over the epochs.
+
+    Returns
+    -------
+    int
+        63 bits of ``numpy.random.SeedSequence([1, seed, step])``.
+
+    Examples
+    --------
+    >>> step_seed(0, 0) == step_seed(0, 0) != step_seed(0, 1)
+    True
+    """
+    return _mix(1, seed, step)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return what torch's generator is seeded with before the batches of an epoch are read."""
+    return _mix(2, seed, epoch)
+
+
+def _mix(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
+
+class Place(NamedTuple):
+    """Where data go: the device and the floating dtype of the module's parameters."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Source(Protocol):
+    """Where batches come from: ``epoch(e)`` yields the batches of epoch ``e`` in their order."""
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows in an epoch, where it is known."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows in each batch but the last, where it is known."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+
+
+class RowSource:
+    """Rows that can be picked by index: a tree of tensors, or a map-style Dataset.
+
+    Parameters
+    ----------
+    pick : callable
+        Takes an index tensor ``[B]`` and returns the batch.
+    rows, batch_size : int
+        ``batch_size`` is cut to ``rows``.
+    seed : int or None
+        Of :func:`data_order`; None keeps the rows in order.
+    """
+
+    def __init__(self, pick: Callable[[Tensor], Batch], rows: int, batch_size: int, seed: int | None) -> None:
+        self.pick, self.rows, self.batch_size, self.seed = pick, rows, min(batch_size, rows), seed
+
+    def with_seed(self, seed: int) -> RowSource:
+        """Return the same rows in another seed's order."""
+        return RowSource(self.pick, self.rows, self.batch_size, seed)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        order = torch.arange(self.rows) if self.seed is None else data_order(self.rows, self.seed, epoch)
+        for start in range(0, self.rows, self.batch_size):
+            yield self.pick(order[start : start + self.batch_size])
+
+
+class StreamSource:
+    """Batches in the order in which an iterable gives them, such as a user's DataLoader."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self.loader = loader
+        self.rows: int | None = None
+        self.batch_size: int | None = None
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        yield from self.loader
+
+
+def make_source(
+    data: Any,
+    *,
+    argument: str,
+    batch_size: int | None,
+    seed: int | None,
+    place: Place,
+) -> Source:
+    """Return a source of batches.
+
+    Parameters
+    ----------
+    data : tree of tensors or arrays, Dataset, IterableDataset or DataLoader
+        NumPy arrays of floats are taken in ``dtype``; tensors as they are.
+    argument : str
+        What to call ``data`` in errors.
+    batch_size : int or None
+        None takes all rows at once; a DataLoader and an IterableDataset of batches bring their own.
+    seed : int or None
+        Of the order; None keeps the rows in order.
+    place : Place
+        Where the module's parameters are.
+
+    Raises
+    ------
+    ArgumentError
+        For no rows, lengths that differ, a batch size that makes no sense, and NaN.
+    """
+    device, dtype = place
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ArgumentError(
+            "batch_size", got=repr(batch_size), expected="a whole number >= 1", remedy="use for example 128"
+        )
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ArgumentError(
+                "batch_size",
+                got=f"{batch_size} beside a DataLoader",
+                expected="None: a DataLoader makes its own batches",
+                remedy="leave batch_size out, or pass the dataset itself",
+            )
+        return StreamSource(_moved(data, device, argument))
+    if isinstance(data, IterableDataset):
+        loader: DataLoader[Any] = DataLoader(data, batch_size=batch_size or 32)
+        return StreamSource(_moved(loader, device, argument))
+    if isinstance(data, TensorDataset):
+        data = tuple(data.tensors)
+    if isinstance(data, Dataset):
+        if not isinstance(data, Sized):
+            raise ArgumentError(
+                argument,
+                got=f"a {type(data).__name__} without a length",
+                expected="a Dataset with __len__, an IterableDataset or a DataLoader",
+                remedy="add __len__, or pass a DataLoader",
+            )
+        rows, dataset = len(data), data
+        _check_rows(rows, argument)
+
+        def collate(index: Tensor) -> Batch:
+            batch = default_collate([dataset[i] for i in index.tolist()])
+            return check_nan(tree_map(lambda x: _to(x, device), batch), argument)
+
+        return RowSource(collate, rows, batch_size or rows, seed)
+    tensors = tree_map(lambda x: _as_tensor(x, device, dtype, argument), data)
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in tensor_leaves(tensors)}
+    if len(lengths) != 1:
+        shapes = [list(leaf.shape) for leaf in tensor_leaves(tensors)]
+        raise ArgumentError(
+            argument,
+            got=f"tensors of shapes {shapes}" if shapes else "no tensors",
+            expected="inputs and targets with one row for each example, of one length",
+            remedy="check that inputs and targets belong together; the first axis is the rows",
+        )
+    rows = lengths.pop()
+    _check_rows(rows, argument)
+    check_nan(tensors, argument)
+    if seed is None and (batch_size is None or batch_size >= rows):
+        return RowSource(lambda index: tensors, rows, rows, None)
+    return RowSource(
+        lambda index: tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors), rows, batch_size or rows, seed
+    )
+
+
+def _check_rows(rows: int, argument: str) -> None:
+    if rows == 0:
+        raise ArgumentError(argument, got="no rows", expected="at least one row", remedy="check how the data is made")
+
+
+def _as_tensor(leaf: Any, device: torch.device, dtype: torch.dtype, argument: str) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().to(device)
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biufc":
+        raise ArgumentError(
+            argument,
+            got=f"a {type(leaf).__name__}" + (f" of {array.dtype}" if array.ndim else ""),
+            expected="tensors or numeric arrays, a Dataset or a DataLoader",
+            remedy="convert it, for example with torch.as_tensor or DataFrame.to_numpy",
+        )
+    # NumPy's default float64 meets float32 models all the time; torch tensors are left as they are.
+    if array.dtype.kind == "f":
+        return torch.tensor(array, dtype=dtype, device=device)
+    return torch.tensor(array, device=device)
+
+
+def _to(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+
+def _moved(loader: Iterable[Batch], device: torch.device, argument: str) -> Iterable[Batch]:
+    class Moved:
+        def __iter__(self) -> Iterator[Batch]:
+            for i, batch in enumerate(loader):
+                yield check_nan(tree_map(lambda x: _to(x, device), batch), f"{argument} (batch {i} of the epoch)")
+
+    return Moved()
+
+
+def check_nan(batch: Batch, argument: str) -> Batch:
+    """Return the batch, or say where it holds NaN."""
+    for leaf in tensor_leaves(batch):
+        if leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
+            where = torch.isnan(leaf).nonzero()[0].tolist()
+            raise ArgumentError(
+                argument,
+                got=f"NaN at index {where} of a tensor of shape {list(leaf.shape)}",
+                expected="data without NaN",
+                remedy="impute or drop those rows",
+            )
+    return batch
+
+
+def batch_rows(batch: Batch) -> int:
+    """Return the number of rows of a batch: the length of its first tensor's first axis."""
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim > 0:
+            return leaf.shape[0]
+    raise L2PathError("a batch holds no tensor with an axis of rows")
+
+
+def blocks(batches: Iterator[Batch], length: Callable[[], int]) -> Iterator[list[Batch]]:
+    """Yield lists of up to ``length()`` batches, asked anew for each block."""
+    while block := list(itertools.islice(batches, length())):
+        yield block

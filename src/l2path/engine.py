@@ -1,0 +1,172 @@
+"""How members are executed: vmapped or looped, in chunks. Knows nothing about lambdas.
+
+A *chunk* is a group of members that share their batches and masks. Its state is one tree with a leading
+member axis; ``per_member`` is whatever else the step takes that differs between members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from l2path.errors import ArgumentError
+from l2path.functional import vmap
+from l2path.trees import tensor_leaves, tree_map
+from l2path.types import Batch, Tree
+
+# (state, batch, per_member) -> (state, metrics), for one member
+Step = Callable[[Tree, Batch, Tree], tuple[Tree, Tree]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a run was executed; pass it back in as ``engine=`` to repeat the run bit for bit.
+
+    Attributes
+    ----------
+    kind : {"vmap", "loop"}
+        All members of a chunk in one batched program, or one after the other.
+    member_chunk : int
+        The most members that are live at once.
+    reason : str
+        Why it was chosen.
+    """
+
+    kind: Literal["vmap", "loop"]
+    member_chunk: int
+    reason: str = field(default="asked for", compare=False)
+
+
+def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, member_bytes: int) -> Engine:
+    """Return the engine for a run.
+
+    Parameters
+    ----------
+    engine : Engine, or {"auto", "vmap", "loop"}
+        An engine is taken as it is; "auto" is "vmap", with the loop where the module does not allow it.
+    member_chunk : int or "auto"
+        The most members in a chunk. "auto" holds as many as keep the chunk's state near 64 MiB.
+    members : int
+        K.
+    member_bytes : int
+        Bytes of one member's state.
+
+    Raises
+    ------
+    ArgumentError
+        For another word, or a chunk below 1.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    if engine not in ("auto", "vmap", "loop"):
+        raise ArgumentError(
+            "engine", got=repr(engine), expected="'auto', 'vmap', 'loop' or an Engine", remedy="leave it at 'auto'"
+        )
+    if member_chunk != "auto" and (isinstance(member_chunk, bool) or not isinstance(member_chunk, int)):
+        raise ArgumentError(
+            "member_chunk", got=repr(member_chunk), expected="'auto' or a whole number", remedy="leave it at 'auto'"
+        )
+    if isinstance(member_chunk, int):
+        if member_chunk < 1:
+            raise ArgumentError(
+                "member_chunk", got=str(member_chunk), expected="at least 1", remedy="leave it at 'auto'"
+            )
+        size = member_chunk
+    else:
+        # In eager mode what costs is the number of operations, so that chunks are as large as stays modest
+        # in memory: activations and gradients come on top of the state.
+        size = max(1, 2**26 // max(1, member_bytes))
+    kind: Literal["vmap", "loop"] = "loop" if engine == "loop" else "vmap"
+    return Engine(kind, min(size, members), "asked for" if engine != "auto" else "the default")
+
+
+def run_steps(
+    kind: Literal["vmap", "loop"],
+    step: Step,
+    state: Tree,
+    batches: Sequence[Batch],
+    per_member: Tree,
+    prepare: Callable[[int], None],
+) -> tuple[Tree, Tree]:
+    """Run a chunk over a block of batches.
+
+    Parameters
+    ----------
+    kind : {"vmap", "loop"}
+        How.
+    step : callable
+        Of one member.
+    state, per_member : tree of tensors, [C, ...]
+        Of the chunk; not changed.
+    batches : sequence of T batches
+        Shared by all members.
+    prepare : callable
+        Called with t before step t (it seeds the random masks).
+
+    Returns
+    -------
+    state : tree, [C, ...]
+    metrics : tree, [T, C]
+    """
+    if kind == "vmap":
+        mapped = vmap(step, in_dims=(0, None, 0))
+        history = []
+        for t, batch in enumerate(batches):
+            prepare(t)
+            state, metrics = mapped(state, batch, per_member)
+            history.append(metrics)
+        return state, tree_map(lambda *m: torch.stack(m), *history)
+    states, histories = [], []
+    for c in range(members_of(state)):
+        one, extra = take(state, c), take(per_member, c)
+        history = []
+        for t, batch in enumerate(batches):
+            prepare(t)
+            one, metrics = step(one, batch, extra)
+            history.append(metrics)
+        states.append(one)
+        histories.append(tree_map(lambda *m: torch.stack(m), *history))
+    return stack(states), tree_map(lambda *m: torch.stack(m, dim=1), *histories)
+
+
+def map_members(
+    kind: Literal["vmap", "loop"], function: Callable[[Tree, Batch], Any], state: Tree, batch: Batch
+) -> Any:
+    """Call ``function(member_state, batch)`` for every member of a chunk; results are stacked ``[C, ...]``."""
+    if kind == "vmap":
+        return vmap(function, in_dims=(0, None))(state, batch)
+    return stack([function(take(state, c), batch) for c in range(members_of(state))])
+
+
+def members_of(state: Tree) -> int:
+    """Return C, the length of the member axis."""
+    return next(tensor_leaves(state)).shape[0]
+
+
+def take(tree: Tree, index: int | Tensor) -> Tree:
+    """Return one member of a stacked tree, or those of an index tensor."""
+    return tree_map(lambda x: x[index], tree)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Return trees of one structure as one tree with a leading member axis."""
+    return tree_map(lambda *x: torch.stack(x) if isinstance(x[0], Tensor) else x[0], *trees)
+
+
+def repeat(tree: Tree, members: int) -> Tree:
+    """Return a tree with a member axis added, every member an owned copy."""
+    return tree_map(lambda x: x.expand(members, *x.shape).clone(), tree)
+
+
+def finite_members(tree: Tree) -> Tensor:
+    """Return ``[C]`` booleans: whether every floating number of each member is finite."""
+    flags = [
+        torch.isfinite(leaf).flatten(1).all(1)
+        for leaf in tensor_leaves(tree)
+        if leaf.is_floating_point() or leaf.is_complex()
+    ]
+    return torch.stack(flags).all(0)

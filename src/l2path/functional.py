@@ -1,0 +1,281 @@
+"""``nn.Module`` to pure functions; the only room that imports ``torch.func``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd
+from torch.func import grad_and_value as _grad_and_value
+from torch.func import vmap as _vmap
+from torch.nn.parameter import is_lazy
+
+from l2path.errors import ArgumentError
+from l2path.trees import tensor_leaves, tree_map
+from l2path.types import Batch, Buffers, Grads, Params, Tree
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A module taken apart into explicit state and a pure function.
+
+    Attributes
+    ----------
+    params : dict of str to Tensor
+        Trainable parameters (``requires_grad=True``), owned copies. A tied parameter appears once,
+        under its first name.
+    buffers : dict of str to Tensor
+        Buffers, owned copies (BatchNorm statistics, for example).
+    frozen : dict of str to Tensor
+        Parameters outside the training state: never updated, never penalised.
+    aliases : dict of str to tuple of str
+        Every name of each parameter, its first name included.
+    template : nn.Module
+        A private copy of the module that the function runs on; the caller's module is never touched.
+    """
+
+    params: Params
+    buffers: Buffers
+    frozen: Params
+    aliases: dict[str, tuple[str, ...]]
+    template: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters (of the buffers where there are none)."""
+        first = next(tensor_leaves((self.params, self.frozen, self.buffers)), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters; the default dtype where there are none."""
+        leaves = tensor_leaves((self.params, self.frozen))
+        return next((p.dtype for p in leaves if p.is_floating_point()), torch.get_default_dtype())
+
+    def apply(self, params: Params, buffers: Buffers, *args: Any, **kwargs: Any) -> tuple[Any, Buffers]:
+        """Call the module with these parameters and buffers.
+
+        Parameters
+        ----------
+        params, buffers : dict of str to Tensor
+            All of ``self.params`` and ``self.buffers`` by name, with any values.
+        *args, **kwargs
+            What the module's ``forward`` takes.
+
+        Returns
+        -------
+        outputs
+            What ``forward`` returns.
+        new_buffers : dict of str to Tensor
+            The buffers after the call; the ones passed in are not changed.
+
+        Raises
+        ------
+        RuntimeError
+            For a missing or an unknown name (``functional_call`` with ``strict=True``).
+        """
+        # Modules update buffers in place (BatchNorm) or rebind them: clone first, read back after.
+        merged = {**self.frozen, **params, **{k: b.clone() for k, b in buffers.items()}}
+        outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
+        return outputs, {k: merged[k] for k in buffers}
+
+    def call(self, params: Params, buffers: Buffers, inputs: Batch) -> tuple[Any, Buffers]:
+        """Call the module on ``inputs``: a tuple becomes ``*args``, a dict ``**kwargs``."""
+        args, kwargs = as_arguments(inputs)
+        return self.apply(params, buffers, *args, **kwargs)
+
+    def freeze(self, names: Iterator[str] | list[str]) -> Functional:
+        """Return the same functional with these parameters moved from ``params`` to ``frozen``."""
+        chosen = set(names)
+        moved = {k: p for k, p in self.params.items() if k in chosen}
+        kept = {k: p for k, p in self.params.items() if k not in chosen}
+        return replace(self, params=kept, frozen={**self.frozen, **moved})
+
+    def evaluation(self) -> Functional:
+        """Return the same functional with every sub-module in eval mode."""
+        return replace(self, template=copy.deepcopy(self.template).eval())
+
+    def materialize(self, params: Params, buffers: Buffers) -> nn.Module:
+        """Return a new module of the caller's own class that holds these values."""
+        module = copy.deepcopy(self.template)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with torch.no_grad():
+            for name, value in {**self.frozen, **params, **buffers}.items():
+                own[name].copy_(value)
+        return module
+
+
+def as_arguments(inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return ``(args, kwargs)`` of a module call: tuples and lists are positional, dicts by keyword."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
+    """Take a module apart into parameters, buffers and a pure function.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Left as it is: its weights are copied, and so is the module itself.
+    training : bool
+        True keeps the mode of every sub-module (a frozen BatchNorm stays frozen) and needs a root in
+        train mode; False puts the copy in eval mode.
+
+    Returns
+    -------
+    Functional
+        With ``params``, ``buffers``, ``frozen`` and ``apply(params, buffers, *args, **kwargs)``.
+
+    Raises
+    ------
+    ArgumentError
+        If ``module`` is no ``nn.Module``, a ScriptModule, has uninitialised lazy parameters, is in eval
+        mode although ``training`` is True, or cannot be copied.
+
+    Examples
+    --------
+    >>> fn = functionalize(nn.Linear(2, 1))
+    >>> outputs, buffers = fn.apply(fn.params, fn.buffers, torch.zeros(3, 2))
+    >>> outputs.shape
+    torch.Size([3, 1])
+    """
+    check_module(module, training=training)
+    try:
+        template = copy.deepcopy(module)
+    except Exception as error:
+        raise ArgumentError(
+            "module",
+            got=f"{type(module).__name__}, whose deepcopy fails: {error}",
+            expected="a module that copy.deepcopy can copy",
+            remedy="replace old-style weight_norm by torch.nn.utils.parametrizations.weight_norm, and keep "
+            "tensors that are not leaves off the module",
+        ) from error
+    if not training:
+        template.eval()
+    names: dict[int, list[str]] = {}
+    for name, p in template.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    every = dict(template.named_parameters())
+    params = {name: p.detach().clone() for name, p in every.items() if p.requires_grad}
+    frozen = {name: p.detach().clone() for name, p in every.items() if not p.requires_grad}
+    aliases = {name: tuple(names[id(p)]) for name, p in every.items()}
+    buffers = {name: b.detach().clone() for name, b in template.named_buffers()}
+    return Functional(params, buffers, frozen, aliases, template)
+
+
+def check_module(module: object, *, training: bool) -> None:
+    """Refuse what cannot be taken apart; see :func:`functionalize` for the errors."""
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(
+            "module", got=f"a {type(module).__name__}", expected="an nn.Module", remedy="pass the module itself"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArgumentError(
+            "module",
+            got="a ScriptModule",
+            expected="an ordinary nn.Module",
+            remedy="pass the module that was scripted: torch.func cannot transform TorchScript",
+        )
+    lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ArgumentError(
+            "module",
+            got=f"uninitialised lazy parameters {lazy}",
+            expected="parameters with a shape",
+            remedy="call the module once on a batch before passing it",
+        )
+    if training and not module.training:
+        raise ArgumentError(
+            "module",
+            got="a module in eval mode",
+            expected="a root module in train mode (sub-modules in eval mode are respected)",
+            remedy="call module.train() first, then .eval() on the sub-modules that must stay frozen",
+        )
+
+
+def vmap(function: Callable[..., Any], in_dims: Any = 0, *, out_dims: Any = 0) -> Callable[..., Any]:
+    """``torch.func.vmap`` with ``randomness="same"``: all members see the same random masks."""
+    return _vmap(function, in_dims, out_dims, randomness="same")
+
+
+def grad_with_torch_func(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:
+    """Return gradients, loss and auxiliary output by ``torch.func``: composes with every transform."""
+    grads, (value, aux) = _grad_and_value(loss, has_aux=True)(params)
+    return grads, value, aux
+
+
+def grad_with_autograd(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:
+    """Return gradients, loss and auxiliary output by plain autograd: one member, no transform around."""
+    with torch.enable_grad():
+        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+        value, aux = loss(leaves)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True)), value.detach(), tree_map(lambda x: x.detach(), aux)
+
+
+def unused_parameters(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> list[str]:
+    """Return the names of parameters that ``loss`` does not depend on (torch leaves their grad None)."""
+    with torch.enable_grad():
+        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+        value, _ = loss(leaves)
+        if not value.requires_grad:
+            return list(leaves)
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return [k for k, g in zip(leaves, found, strict=True) if g is None]
+
+
+def member_gradients(
+    function: Callable[[Any], Tensor], lambdas: Any, *, mode: Literal["reverse", "forward"] = "reverse"
+) -> tuple[Any, Tensor]:
+    """Differentiate a function of each member's lambdas, with ``vmap`` outermost.
+
+    Differentiating outside ``vmap(grad)`` is silently wrong for LayerNorm, InstanceNorm and BatchNorm, so
+    that batched derivatives go through this function: it maps the derivative over the members.
+
+    Parameters
+    ----------
+    function : callable
+        Takes *one* member's lambdas (the same structure as ``lambdas`` without the member axis) and returns
+        a scalar, for example the validation loss after several calls of a train step.
+    lambdas : Tensor or dict of str to Tensor
+        Leading axis K in every leaf.
+    mode : {"reverse", "forward"}
+        Reverse mode (one backward pass) or forward mode (one tangent for each entry of ``lambdas``).
+
+    Returns
+    -------
+    gradients
+        d function / d lambdas, structured and shaped like ``lambdas``.
+    values : Tensor, [K]
+        The function's values.
+
+    Examples
+    --------
+    >>> gradients, values = member_gradients(lambda lam: lam**2, torch.tensor([1.0, 3.0]))
+    >>> gradients
+    tensor([2., 6.])
+    """
+    if mode == "reverse":
+        gradients, values = vmap(_grad_and_value(function))(lambdas)
+        return gradients, cast("Tensor", values)
+    if mode != "forward":
+        raise ArgumentError("mode", got=repr(mode), expected="'reverse' or 'forward'", remedy="choose one of the two")
+    gradients = vmap(jacfwd(function))(lambdas)
+    return gradients, cast("Tensor", vmap(function)(lambdas))
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """Leave torch's default generators (CPU, and ``device``'s) as they were found."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -1,0 +1,129 @@
+"""Checks of the numbers that optimizers, transforms and schedules are built with."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import TypeAlias
+
+from torch import Tensor
+
+from l2path.errors import ArgumentError
+
+Scalar: TypeAlias = float | Tensor
+"""A number or a 0-d tensor of one."""
+
+
+def check_scalar(
+    argument: str,
+    value: Scalar,
+    *,
+    minimum: float = 0.0,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Scalar:
+    """Return ``value`` if it is a finite number in ``[minimum, below)`` and larger than ``above``.
+
+    Parameters
+    ----------
+    argument : str
+        The name that the error uses.
+    value : float or Tensor
+        A number or a 0-d tensor. The value of a tensor that ``torch.func.vmap`` has batched cannot
+        be read, so that only its shape is checked.
+    minimum, above, below : float
+        The smallest value allowed, and what it must exceed and stay under.
+
+    Returns
+    -------
+    float or Tensor
+        The number as a float, or the tensor as it came.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no number, not 0-d, not finite or out of range.
+
+    Examples
+    --------
+    >>> check_scalar("momentum", 0.9, below=1.0)
+    0.9
+    """
+    lowest = f"> {above:g}" if above >= minimum else f">= {minimum:g}"
+    limits = lowest if below == math.inf else f"{lowest} and < {below:g}"
+    expected = f"a finite number {limits}, or a 0-d tensor of one"
+    if isinstance(value, Tensor):
+        if value.ndim != 0:
+            raise ArgumentError(
+                argument,
+                got=f"a tensor of shape {tuple(value.shape)}",
+                expected=expected,
+                remedy=f'give one value; to train members with several, use sweep={{"{argument}": [...]}}',
+            )
+        try:
+            number = float(value.detach())
+        except RuntimeError:  # batched by vmap: nothing may branch on its values
+            return value
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        raise ArgumentError(
+            argument,
+            got=f"{value!r} ({type(value).__name__})",
+            expected=expected,
+            remedy=f'give one number; to train members with several, use sweep={{"{argument}": [...]}}',
+        )
+    if not (math.isfinite(number) and number >= minimum and above < number < below):
+        raise ArgumentError(argument, got=f"{number:g}", expected=expected, remedy=f"choose a value {limits}")
+    return value if isinstance(value, Tensor) else number
+
+
+def check_count(argument: str, value: int, *, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no integer, or smaller.
+
+    Examples
+    --------
+    >>> check_count("steps", 10)
+    10
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = minimum - 1
+    if isinstance(value, bool) or number < minimum:
+        raise ArgumentError(
+            argument,
+            got=f"{value!r}",
+            expected=f"an integer >= {minimum}",
+            remedy="count optimizer updates: epochs times batches per epoch",
+        )
+    return number
+
+
+def check_flag(argument: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Raises
+    ------
+    ArgumentError
+        If it is anything else; a flag decides the state's structure, so that it cannot vary by member.
+
+    Examples
+    --------
+    >>> check_flag("nesterov", True)
+    True
+    """
+    if not isinstance(value, bool):
+        raise ArgumentError(
+            argument,
+            got=f"{value!r}",
+            expected="True or False",
+            remedy="train two optimizers to compare both: a flag is no hyperparameter to sweep",
+        )
+    return value

@@ -1,0 +1,355 @@
+"""The training loop over blocks of batches and chunks of members.
+
+The outer loop reads a block of T batches, the inner loop runs every chunk over that block; so interrupts, hooks
+and streams all meet members that stand at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2path.data import Source, batch_rows, blocks, epoch_seed, step_seed
+from l2path.engine import Engine, Step, finite_members, members_of, run_steps, take
+from l2path.errors import ArgumentError
+from l2path.functional import Functional
+from l2path.path.evaluation import Validation, score
+from l2path.progress import Interrupt, Progress
+from l2path.training import Metrics, TrainState
+from l2path.trees import tensor_leaves
+from l2path.types import Batch, Buffers, Lambdas, Params
+
+BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
+BLOCK_BYTES = 2**28  # buffered batches stay below this
+TRAIN_KEYS = ("loss", "penalty", "objective")
+
+
+@dataclass
+class Group:
+    """Members of one (fold, seed): they share batches, masks and frozen parameters, and stand at one step."""
+
+    seed: int
+    fn: Functional
+    eval_fn: Functional
+    train_step: Step
+    source: Source
+    step: int = 0
+    rows: int = 0  # seen in this epoch
+
+
+@dataclass
+class Chunk:
+    """Members that are live together; ``members[c]`` is row c of the state."""
+
+    group: Group
+    members: list[int]
+    state: TrainState
+    strengths: Lambdas
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the members at these rows only."""
+        self.members = [self.members[c] for c in rows.tolist()]
+        self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
+
+
+@dataclass(frozen=True)
+class EpochEvent:
+    """What ``on_epoch`` is told at the end of each epoch.
+
+    Attributes
+    ----------
+    epoch : int
+        Number of epochs done, from 1.
+    epochs : int
+        Number of epochs asked for.
+    step : int
+        Number of updates done.
+    history : dict of str to Tensor, ``[epoch, K]``
+        Everything recorded so far.
+    active : Tensor, ``[K]`` bool
+        Members still in training.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    history: dict[str, Tensor]
+    active: Tensor
+    _params: Callable[[], Params] = field(repr=False)
+
+    @property
+    def params(self) -> Params:
+        """The parameters of all members now, ``[K, ...]`` by name (copied when read)."""
+        return self._params()
+
+
+@dataclass
+class Record:
+    """What training leaves behind, member by member."""
+
+    history: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]]
+    status: list[str]
+    epochs: list[int]
+    diverged_at: list[int | None]
+    parked: dict[int, tuple[Params, Buffers]]
+
+
+class Driver:
+    """Trains chunks for some epochs; its position is ``(epoch, step)``.
+
+    Parameters
+    ----------
+    groups, chunks : sequences of Group and Chunk
+    engine : Engine
+    members : int
+        K.
+    validation : Validation or None
+    epochs : int
+    on_epoch : callable or None
+        ``EpochEvent -> keep mask [K] or None``.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        chunks: Sequence[Chunk],
+        engine: Engine,
+        eval_kind: str,
+        members: int,
+        validation: Validation | None,
+        epochs: int,
+        on_epoch: Callable[[EpochEvent], Any] | None,
+    ) -> None:
+        self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
+        self.eval_kind: Any = eval_kind
+        self.validation, self.epochs, self.on_epoch = validation, epochs, on_epoch
+        self.epoch = 0
+        self.block_length = 8
+        names = [*TRAIN_KEYS, *(validation.names if validation else [])]
+        self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
+
+    def run(self, interrupt: Interrupt, progress: Progress) -> bool:
+        """Train to the end; return False if an interrupt came first."""
+        while self.epoch < self.epochs and self.chunks:
+            try:
+                finished = self._epoch(interrupt, progress)
+            except KeyboardInterrupt:
+                if interrupt.asked:  # the second one
+                    raise
+                interrupt.asked, finished = True, False
+            if not finished:
+                return False
+            if interrupt.asked:
+                return self.epoch >= self.epochs
+        return True
+
+    def _epoch(self, interrupt: Interrupt, progress: Progress) -> bool:
+        """Run one epoch and record it; return False if it was cut short."""
+        sums = np.zeros((len(TRAIN_KEYS), self.members))
+        for group in self.groups:
+            group.rows = 0
+        for read in self._read():
+            started = time.monotonic()
+            for chunk in list(self.chunks):
+                if id(chunk.group.source) in read:
+                    self._block(chunk, read[id(chunk.group.source)], sums)
+            for group in self.groups:
+                done = read.get(id(group.source), [])
+                group.step, group.rows = group.step + len(done), group.rows + sum(batch_rows(b) for b in done)
+            self._adapt(time.monotonic() - started, read)
+            total = self.groups[0].source.rows
+            progress.show(self.epoch + (self.groups[0].rows / total if total else 0.5), self._note())
+            if interrupt.asked or not self.chunks:
+                break
+        if not any(g.rows for g in self.groups) and not interrupt.asked:
+            raise ArgumentError(
+                "data",
+                got="a stream without batches",
+                expected="at least one batch in every epoch",
+                remedy="an iterator can be read once only: pass an iterable that starts anew, such as a DataLoader",
+            )
+        cut = interrupt.asked and any((g.source.rows or math.inf) > g.rows for g in self.groups)
+        if any(g.rows for g in self.groups):
+            self._record_epoch(sums)
+            self.epoch += 1
+        if not cut:
+            self._hook()
+            progress.show(self.epoch, self._note())
+        return not cut
+
+    def _read(self) -> Iterator[dict[int, list[Batch]]]:
+        """Yield blocks of batches by source, all sources at the same step."""
+        iterators, states = {}, {}
+        for group in self.groups:
+            key = id(group.source)
+            if key not in iterators:
+                iterators[key] = blocks(group.source.epoch(self.epoch), lambda: self.block_length)
+                # A dataset that draws random numbers gets a stream of its own, so that what it draws does not
+                # depend on how many batches are buffered before the steps reseed the generator.
+                states[key] = torch.Generator().manual_seed(epoch_seed(group.seed, self.epoch)).get_state()
+        while True:
+            found: dict[int, list[Batch]] = {}
+            for key, iterator in iterators.items():
+                torch.default_generator.set_state(states[key])
+                block = next(iterator, None)
+                states[key] = torch.default_generator.get_state()
+                if block is not None:
+                    found[key] = block
+            if not found:
+                return
+            yield found
+
+    def _adapt(self, seconds: float, read: dict[int, list[Batch]]) -> None:
+        """Choose the length of the next block; no result depends on it."""
+        length = len(next(iter(read.values())))
+        size = sum(leaf.nbytes for block in read.values() for leaf in tensor_leaves(block)) / max(1, length)
+        by_time = length * BLOCK_SECONDS / max(seconds, 1e-4)
+        self.block_length = int(max(1, min(by_time, BLOCK_BYTES / max(1.0, size), 4 * length, 256)))
+
+    def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        """Run one chunk over a block, add to the sums, and take out members that diverged."""
+        state, metrics = self._steps(chunk, chunk.state, batches, chunk.strengths)
+        good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
+        sizes = torch.tensor([batch_rows(b) for b in batches], dtype=torch.float64)
+        values = torch.stack([m.double().cpu() for m in metrics])  # [3, T, C]
+        sums[:, chunk.members] += (values * sizes[:, None]).sum(1).numpy()
+        if bool(good.all()):
+            chunk.state = state
+            return
+        self._park_diverged(chunk, (~good).nonzero().flatten(), batches)
+        chunk.state = state
+        self._shrink(chunk, good)
+
+    def _steps(
+        self, chunk: Chunk, state: TrainState, batches: list[Batch], strengths: Lambdas, offset: int = 0
+    ) -> tuple[TrainState, Metrics]:
+        # Masks are a function of (seed, step) alone; manual_seed seeds the accelerators' generators too.
+        seed = chunk.group.seed
+
+        def prepare(t: int) -> None:
+            torch.manual_seed(step_seed(seed, chunk.group.step + offset + t))
+
+        result = run_steps(self.engine.kind, chunk.group.train_step, state, batches, strengths, prepare)
+        return TrainState(*result[0]), Metrics(*result[1])
+
+    def _park_diverged(self, chunk: Chunk, rows: Tensor, batches: list[Batch]) -> None:
+        """Repeat the block step by step for diverged members, to find their last finite state."""
+        state, strengths = take(chunk.state, rows), take(chunk.strengths, rows)
+        members = [chunk.members[c] for c in rows.tolist()]
+        for t, batch in enumerate(batches):
+            new, metrics = self._steps(chunk, state, [batch], strengths, offset=t)
+            good = finite_members(new.params) & torch.isfinite(metrics.loss[0])
+            if t == len(batches) - 1:  # repeated in a smaller group a member may differ by rounding
+                good = torch.zeros_like(good)
+            for c in (~good).nonzero().flatten().tolist():
+                k = members[c]
+                self._park(k, take(state, c), "diverged")
+                self.record.diverged_at[k] = chunk.group.step + t
+            alive = good.nonzero().flatten()
+            if not len(alive):
+                return
+            members = [members[c] for c in alive.tolist()]
+            state, strengths = take(new, alive), take(strengths, alive)
+
+    def _park(self, member: int, state: TrainState, status: str) -> None:
+        """Put a member that leaves training aside."""
+        self.record.parked[member] = (state.params, state.buffers)
+        self.record.status[member] = status
+
+    def _shrink(self, chunk: Chunk, keep: Tensor) -> None:
+        """Drop rows from a chunk, and the chunk itself when none is left."""
+        if bool(keep.any()):
+            chunk.keep(keep.nonzero().flatten())
+        else:
+            self.chunks.remove(chunk)
+
+    def _record_epoch(self, sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        """Append a row to the history: means of the steps, and scores now."""
+        active = self.active()
+        means = np.full_like(sums, np.nan)
+        for chunk in self.chunks:
+            means[:, chunk.members] = sums[:, chunk.members] / chunk.group.rows
+        table = dict(zip(TRAIN_KEYS, means, strict=True))
+        if self.validation is not None:
+            for name in self.validation.names:
+                table[name] = np.full(self.members, np.nan)
+            for chunk in self.chunks:
+                torch.manual_seed(step_seed(chunk.group.seed, chunk.group.step))
+                found = score(self.eval_kind, chunk.group.eval_fn, chunk.state, self.validation)
+                for name, values in found.items():
+                    table[name][chunk.members] = values.cpu().numpy()
+        for name, row in table.items():
+            self.record.history[name].append(row)
+        for k in np.flatnonzero(active):
+            self.record.epochs[k] = self.epoch + 1
+
+    def _hook(self) -> None:
+        """Call ``on_epoch`` and let go of the members that it does not keep."""
+        if self.on_epoch is None:
+            return
+        active = self.active()
+        event = EpochEvent(
+            self.epoch,
+            self.epochs,
+            max(g.step for g in self.groups),
+            self.history(),
+            torch.from_numpy(active),
+            lambda: self.gather()[0],
+        )
+        mask = self.on_epoch(event)
+        if mask is None:
+            return
+        keep = torch.as_tensor(np.asarray(mask))
+        if keep.shape != (self.members,) or keep.dtype != torch.bool:
+            raise ArgumentError(
+                "on_epoch",
+                got=f"a keep mask of shape {list(keep.shape)}, {keep.dtype}",
+                expected=f"None, or {self.members} booleans, one for each member",
+                remedy="start from event.active and switch members off",
+            )
+        for chunk in list(self.chunks):
+            rows = keep[chunk.members]
+            for c in (~rows).nonzero().flatten().tolist():
+                self._park(chunk.members[c], take(chunk.state, c), "stopped")
+            if not bool(rows.all()):
+                self._shrink(chunk, rows)
+
+    def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return ``[K]`` booleans: members still in training."""
+        out = np.zeros(self.members, dtype=np.bool_)
+        for chunk in self.chunks:
+            out[chunk.members] = True
+        return out
+
+    def history(self) -> dict[str, Tensor]:
+        """Return the history so far, ``[epochs, K]`` float64 by name."""
+        empty = np.empty((0, self.members))
+        return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in self.record.history.items()}
+
+    def gather(self) -> tuple[Params, Buffers]:
+        """Return parameters and buffers of all members, ``[K, ...]`` by name, in the members' order."""
+        first = self.groups[0].fn
+        out = tuple(
+            {n: v.new_empty((self.members, *v.shape)) for n, v in part.items()}
+            for part in (first.params, first.buffers)
+        )
+        for chunk in self.chunks:
+            for target, part in zip(out, (chunk.state.params, chunk.state.buffers), strict=True):
+                for name, value in part.items():
+                    target[name][torch.tensor(chunk.members, device=value.device)] = value
+        for k, kept in self.record.parked.items():
+            for target, part in zip(out, kept, strict=True):
+                for name, value in part.items():
+                    target[name][k] = value
+        return out[0], out[1]
+
+    def _note(self) -> str:
+        live = sum(members_of(c.state) for c in self.chunks)
+        return f"{live} of {self.members} members"

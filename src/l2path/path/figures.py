@@ -1,0 +1,167 @@
+"""Plots of a result; needs matplotlib, the extra ``plot``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from l2path.errors import MissingExtraError
+from l2path.path.outcome import Outcome
+from l2path.path.report import show
+from l2path.scores import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe and Ito 2008: colour-blind safe
+CURVES = 12  # training curves drawn, evenly spread over the path
+
+
+def draw(result: Outcome) -> Figure:
+    """Draw a result in three panels: validation curve, weight norms, training curves."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("result.plot() needs matplotlib. Remedy: pip install 'l2path[plot]'") from error
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    chosen = _chosen(result)
+    values = _positions(result)
+    _validation(axes[0], result, values, chosen)
+    _norms(axes[1], result, values, chosen)
+    _curves(axes[2], result)
+    return figure
+
+
+def _chosen(result: Outcome) -> int | None:
+    if result.select.validation is None or not np.isfinite(result.cvm).any():
+        return None
+    return result.best.index
+
+
+def _positions(result: Outcome) -> FloatArray:
+    """Return ``[K]`` positions on the x axis: the path's values, or member numbers where there are none."""
+    values = result.path_values
+    if values is None:
+        return np.arange(len(result), dtype=np.float64)
+    return values[list(result.table.points)]
+
+
+def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
+    """Label the x axis and return where to draw: 0 sits one step left of the smallest positive value."""
+    if result.path_values is None:
+        axis.set_xlabel("member")
+        return values
+    long = [n for n, size in zip(result.table.axis_names, result.table.shape, strict=True) if size > 1]
+    axis.set_xlabel(long[0] if long else result.table.axis_names[-1])
+    positive = np.unique(values[values > 0])
+    if positive.size == 0:
+        return values
+    axis.set_xscale("log")
+    if (values > 0).all():
+        return values
+    ratio = positive[1] / positive[0] if positive.size > 1 else 10.0
+    zero = positive[0] / max(ratio, 1.5) ** 1.5
+    axis.axvline(zero * max(ratio, 1.5) ** 0.75, color=GREY, linewidth=0.8, linestyle=":")
+    axis.text(zero, 0.02, "0", transform=axis.get_xaxis_transform(), ha="center", va="bottom", color=GREY)
+    return np.where(values > 0, values, zero)
+
+
+def _mark(axis: Axes, x: FloatArray, chosen: int | None, result: Outcome) -> None:
+    if chosen is not None:
+        label = result.table.label(chosen)
+        label.pop("seed")
+        text = ", ".join(f"{k} {show(v)}" for k, v in label.items())
+        axis.axvline(x[chosen], color=ORANGE, linewidth=1.5, linestyle="--", label=f"best: {text}")
+
+
+def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
+    x = _x_axis(axis, result, values)
+    axis.set_title("Validation" if chosen is not None else "Training objective (no validation data)")
+    order = np.argsort(x, kind="stable")
+    if chosen is None:
+        y = _final(result, "objective")
+        axis.plot(x[order], y[order], "o-", color=BLUE, markersize=4)
+        axis.set_ylabel("objective")
+        return
+    y = result.scores
+    errors = result.uncertainty.standard_errors
+    if len(set(result.table.seeds)) > 1 and result.path_values is not None:
+        axis.plot(x, y, "o", color=GREY, alpha=0.5, markersize=3, label="one seed")
+        points = np.array([x[result.table.points.index(p)] for p in range(result.table.n_points)])
+        mean = result.cvm.ravel()
+        order = np.argsort(points, kind="stable")
+        axis.plot(points[order], mean[order], "o-", color=BLUE, markersize=4, label="mean over seeds")
+    elif errors is not None:
+        axis.errorbar(
+            x[order],
+            y[order],
+            yerr=errors.numpy()[order],
+            fmt="o-",
+            color=BLUE,
+            ecolor="#9ecae1",
+            capsize=2,
+            markersize=4,
+            label="± 1 standard error",
+        )
+    else:
+        axis.plot(x[order], y[order], "o-", color=BLUE, markersize=4)
+    axis.set_ylabel(result.select.name)
+    finite = y[np.isfinite(y)]
+    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+        axis.set_yscale("log")
+    _mark(axis, x, chosen, result)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _norms(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
+    x = _x_axis(axis, result, values)
+    order = np.argsort(x, kind="stable")
+    styles = ["-", "--", "-.", ":"]
+    colors = [BLUE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
+    norms = result.weight_norms()
+    largest = sorted(norms, key=lambda n: -float(norms[n].nan_to_num().max()))[:10]
+    for i, name in enumerate(n for n in norms if n in largest):
+        style: dict[str, Any] = {"color": colors[i % 5], "linestyle": styles[i // 5 % 4]}
+        axis.plot(x[order], norms[name].numpy()[order], label=name, **style)
+    _mark_plain(axis, x, chosen)
+    axis.set_ylabel("Euclidean norm")
+    axis.set_title("Weights" if len(norms) <= 10 else f"Weights (10 largest of {len(norms)})")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _mark_plain(axis: Axes, x: FloatArray, chosen: int | None) -> None:
+    if chosen is not None:
+        axis.axvline(x[chosen], color=ORANGE, linewidth=1.5, linestyle="--")
+
+
+def _curves(axis: Axes, result: Outcome) -> None:
+    name = result.select.name if result.select.validation is not None else "loss"
+    rows = result.history[name].numpy()
+    epochs = np.arange(1, len(rows) + 1)
+    shown = np.unique(np.linspace(0, len(result) - 1, min(CURVES, len(result))).round().astype(int))
+    from matplotlib import colormaps
+
+    cmap = colormaps["viridis"]
+    best = _chosen(result)
+    for i, k in enumerate(shown):
+        label = result.table.label(int(k))
+        label.pop("seed")
+        text = ", ".join(show(v) for v in label.values())
+        axis.plot(epochs, rows[:, k], color=cmap(0.92 * i / max(1, len(shown) - 1)), linewidth=1.2, label=text)
+    if best is not None:
+        axis.plot(epochs, rows[:, best], color=ORANGE, linewidth=2, linestyle="--", label="best")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(name)
+    axis.set_title("Training")
+    finite = rows[np.isfinite(rows)]
+    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+        axis.set_yscale("log")
+    axis.legend(fontsize=6, frameon=False, ncols=2, title=" / ".join(result.table.axis_names), title_fontsize=7)
+
+
+def _final(result: Outcome, name: str) -> FloatArray:
+    rows = result.history[name].numpy()
+    return np.array([rows[n - 1, k] if n else np.nan for k, n in enumerate(result.epochs_trained)])

@@ -1,0 +1,284 @@
+"""What is checked before training starts: one clear error, or a warning, for everything that would go wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2path.data import Source, batch_rows, step_seed
+from l2path.engine import repeat, run_steps, take
+from l2path.errors import (
+    ArgumentError,
+    EngineWarning,
+    MixedDecayWarning,
+    ReductionWarning,
+    StabilityWarning,
+    UnusedParameterWarning,
+)
+from l2path.functional import Functional, unused_parameters
+from l2path.optimizers import Optimizer, hyper_paths
+from l2path.path.evaluation import Validation, forward, scores_of_outputs
+from l2path.training import DataLoss, FullLoss, TrainState, split_batch
+from l2path.trees import tensor_leaves, tree_map
+from l2path.types import Batch, Lambdas, LossFn, Tree
+
+
+def check_one_row(fn: Functional, source: Source) -> None:
+    """Refuse a last batch of one row for BatchNorm in train mode, whose variance it has none of."""
+    if source.rows is None or source.batch_size is None:
+        return
+    layers = [
+        name for name, m in fn.template.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+    ]
+    if layers and (source.rows % source.batch_size == 1 or source.batch_size == 1):
+        raise ArgumentError(
+            "batch_size",
+            got=f"{source.batch_size} with {source.rows} rows: a batch of one row meets {layers[0]!r}",
+            expected="batches of at least two rows where BatchNorm is in train mode",
+            remedy=f"use another batch_size, for example {source.batch_size + 1}, or drop one row",
+        )
+
+
+def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
+    """Run the module and the loss once on the first batch, and say what fails."""
+    try:
+        with torch.no_grad():
+            loss(fn.params, fn.buffers, batch)
+    except ArgumentError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            "data",
+            got=f"a first batch of {describe_batch(batch)}, on which the model or the loss fails: "
+            f"{type(error).__name__}: {error}",
+            expected=f"batches that {type(fn.template).__name__} ({fn.dtype}, {fn.device}) and the loss take",
+            remedy="call loss_fn(module(inputs), targets) on a batch and mend what it says",
+        ) from error
+
+
+def describe_batch(batch: Batch) -> str:
+    """Return shapes and dtypes of a batch's tensors."""
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensor_leaves(batch))
+
+
+def freeze_unused(fn: Functional, loss: DataLoss, batch: Batch, unused: str) -> list[str]:
+    """Return the parameters to freeze: those that the loss does not depend on, with a warning."""
+    if unused not in ("freeze", "train"):
+        raise ArgumentError(
+            "unused", got=repr(unused), expected="'freeze' or 'train'", remedy="leave it at 'freeze', as torch.optim"
+        )
+    names = unused_parameters(lambda p: loss(p, fn.buffers, batch), fn.params)
+    if len(names) == len(fn.params):
+        raise ArgumentError(
+            "loss_fn",
+            got="a loss that depends on no trainable parameter",
+            expected="a differentiable function of the module's outputs",
+            remedy="do not detach the outputs, and set requires_grad=True on what shall be trained",
+        )
+    if names and unused == "freeze":
+        warnings.warn(
+            f"the loss does not depend on {names}: they stay as they are, unpenalised, as in torch.optim "
+            "(unused='train' shrinks them by their lambda)",
+            UnusedParameterWarning,
+            stacklevel=4,
+        )
+        return names
+    return []
+
+
+def warn_sum_reduction(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> None:
+    """Warn of a loss that is a sum over rows: twice the rows, twice the loss."""
+    if isinstance(loss_fn, FullLoss):
+        return
+    inputs, targets = split_batch(batch)
+
+    def twice(tree: Tree) -> Tree:
+        return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x, tree)
+
+    try:
+        with torch.no_grad():
+            outputs = fn.call(fn.params, fn.buffers, inputs)[0]
+            once, double = float(loss_fn(outputs, targets)), float(loss_fn(twice(outputs), twice(targets)))
+    except Exception:  # a loss that cannot take twice the rows says nothing about sums
+        return
+    if once != 0 and math.isclose(double, 2 * once, rel_tol=1e-4):
+        warnings.warn(
+            f"loss_fn sums over rows: twice the rows give {double:.6g} for {once:.6g}. What a lambda means then depends "
+            "on the batch size; use reduction='mean'",
+            ReductionWarning,
+            stacklevel=4,
+        )
+
+
+def warn_stability(optimizer: Optimizer, state: TrainState, strengths: Lambdas) -> None:
+    """Warn of SGD whose step overshoots on the penalty alone.
+
+    On ``1/2 lambda theta^2`` gradient descent diverges for ``lr * lambda >= 2 (1 + momentum)``, and with Nesterov's
+    momentum for ``2 (1 + momentum) / (1 + 2 momentum)`` (Polyak 1964; the roots of the two-step recursion).
+
+    Parameters
+    ----------
+    state, strengths
+        Of all members, ``[K, ...]``.
+    """
+    if optimizer.name != "sgd" or not strengths:
+        return
+    hyper = state.opt_state.hyper
+    lr = hyper["lr"].double()
+    momentum = hyper["momentum"].double() if "momentum" in hyper else torch.zeros_like(lr)
+    limit = 2 * (1 + momentum)
+    if optimizer.config.get("nesterov"):
+        limit = limit / (1 + 2 * momentum)
+    largest = torch.stack([s.double().flatten(1).amax(1) if s.ndim > 1 else s.double() for s in strengths.values()])
+    product = lr * largest.amax(0)
+    bad = product >= limit
+    if bool(bad.any()):
+        worst = int(product.argmax())
+        warnings.warn(
+            f"{int(bad.sum())} of {len(bad)} members have lr * lambda >= {float(limit[worst]):.3g} (up to "
+            f"{float(product[worst]):.3g}): SGD diverges on the penalty alone. Lower the largest lambda below "
+            f"{float((limit / lr)[worst]):.3g}, or the learning rate",
+            StabilityWarning,
+            stacklevel=4,
+        )
+
+
+def warn_mixed_decay(optimizer: Optimizer, state: TrainState, has_lambdas: bool, sweep: Mapping[str, Any]) -> None:
+    """Warn of decoupled decay and an L2 penalty in one run that nobody asked for."""
+    if has_lambdas and "decay" in hyper_paths(state.opt_state) and "decay" not in sweep:
+        warnings.warn(
+            f"{optimizer!r} decays the weights (decoupled) beside the L2 penalty of lambdas: two kinds of shrinkage in one "
+            "run. Use adam for the penalty alone, or lambdas=None with sweep={'decay': [...]} for the decay alone",
+            MixedDecayWarning,
+            stacklevel=4,
+        )
+
+
+def check_memory(members: int, member_bytes: int, device: torch.device) -> None:
+    """Refuse a run whose state cannot be held: K times parameters, optimizer slots and result."""
+    free = free_memory(device)
+    need = members * member_bytes
+    if free is not None and need > free:
+        raise ArgumentError(
+            "lambdas",
+            got=f"{members} members of {member_bytes / 2**20:.1f} MiB each: {need / 2**30:.1f} GiB",
+            expected=f"at most the {free / 2**30:.1f} GiB that are free on {device}",
+            remedy="train fewer members in one call, or an optimizer with less state",
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, or None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether members can be vmapped, and if not why."""
+
+    vmapped: bool
+    reason: str
+
+
+def try_vmap(
+    step: Any, loop_step: Any, state: TrainState, batch: Batch, strengths: Lambdas, seed: int, tolerance: float
+) -> Verdict:
+    """Compare one vmapped step of two members with the loop: losses and parameters.
+
+    Parameters
+    ----------
+    step, loop_step : callable
+        The step for ``vmap`` and for the loop.
+    state, strengths
+        Of up to two members.
+    tolerance : float
+        Largest difference relative to the largest number of each tensor.
+    """
+
+    def prepare(t: int) -> None:
+        torch.manual_seed(step_seed(seed, t))
+
+    # Two members even where only one trains: a batch of one hides what batching breaks.
+    if next(tensor_leaves(state)).shape[0] == 1:
+        state, strengths = repeat(take(state, 0), 2), repeat(take(strengths, 0), 2)
+    try:
+        batched = run_steps("vmap", step, state, [batch], strengths, prepare)
+    except Exception as error:
+        return Verdict(False, f"vmap fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    looped = run_steps("loop", loop_step, state, [batch], strengths, prepare)
+    for got, want in zip(tensor_leaves(batched), tensor_leaves(looped), strict=True):
+        scale = float(want.abs().max()) if want.numel() else 0.0
+        if got.numel() and math.isfinite(scale) and float((got - want).abs().max()) > tolerance * max(scale, 1e-30):
+            return Verdict(False, "one vmapped step differs from the same step in a loop")
+    return Verdict(True, "one vmapped step equals the loop")
+
+
+def warn_looped(reason: str) -> None:
+    """Say that members are looped although they could have been batched for another module."""
+    warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=4)
+
+
+def check_validation(fn: Functional, eval_fn: Functional, validation: Validation, kind: Any) -> str:
+    """Score the first validation batch with the untrained weights; return how outputs can be computed."""
+    if isinstance(validation.loss_fn, FullLoss):
+        if validation.metrics:
+            raise ArgumentError(
+                "metrics",
+                got=f"{sorted(validation.metrics)} with full_loss",
+                expected="no metrics: there are no outputs that l2path could hand to them",
+                remedy="report them from the validation loss, or use loss_fn(outputs, targets)",
+            )
+        return str(kind)
+    batch = next(iter(validation.source.epoch(0)))
+    inputs, targets = split_batch(batch)
+    one = TrainState(repeat(fn.params, 1), repeat(fn.buffers, 1), (), torch.zeros(1))
+    try:
+        with torch.no_grad():
+            outputs = forward("loop", eval_fn, one, inputs)
+            scores_of_outputs(outputs, targets, validation)
+    except ArgumentError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            "validation",
+            got=f"a first batch of {describe_batch(batch)}, on which the model, the loss or a metric fails: "
+            f"{type(error).__name__}: {error}",
+            expected="data of the same kind as the training data",
+            remedy="call the module in eval mode, the loss and each metric on a batch and mend what it says",
+        ) from error
+    if kind == "loop":
+        return "loop"
+    two = TrainState(repeat(fn.params, 2), repeat(fn.buffers, 2), (), torch.zeros(2))
+    try:
+        with torch.no_grad():
+            forward("vmap", eval_fn, two, inputs)
+    except Exception as error:
+        warn_looped(f"evaluation cannot be vmapped: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return "loop"
+    return "vmap"
+
+
+def has_rows(batch: Batch) -> None:
+    """Refuse an empty batch."""
+    if batch_rows(batch) == 0:
+        raise ArgumentError(
+            "data", got="a batch without rows", expected="at least one row", remedy="drop empty batches"
+        )

@@ -1,0 +1,126 @@
+"""The printed table of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from l2path.path.outcome import Outcome
+from l2path.tables import format_table
+
+SHOWN = 64  # members printed in full; of longer paths the ends and the neighbourhood of the best
+
+
+def report(result: Outcome) -> str:
+    """Return the table of a result, one row for each member, with what has to be said below it."""
+    best = _best(result)
+    header, columns = ["member"], [[str(k) for k in range(len(result))]]
+
+    def add(name: str, cells: list[str]) -> None:
+        header.append(name)
+        columns.append(cells)
+
+    table = result.table
+    labels = [table.label(k) for k in range(len(result))]
+    if len(set(table.seeds)) > 1:
+        add("seed", [str(s) for s in table.seeds])
+    for name in table.hyper:
+        add(name, [show(label[name]) for label in labels])
+    if table.lambdas is not None:
+        keys = list(labels[0]["lambda"]) if isinstance(labels[0]["lambda"], dict) else None
+        if keys is not None and all(isinstance(b["lambda"], dict) and list(b["lambda"]) == keys for b in labels):
+            for key in keys:
+                add(f"lambda[{key}]", [show(label["lambda"][key]) for label in labels])
+        else:
+            add("lambda", [show(label["lambda"]) for label in labels])
+    for name, rows in result.history.items():
+        add(name, [_last(rows, n, k) for k, n in enumerate(result.epochs_trained)])
+    paired = result.uncertainty
+    if best is not None and paired.differences is not None and paired.difference_errors is not None:
+        cells = [
+            f"{d:+.4f} ± {e:.4f}" if np.isfinite(d) else "-"
+            for d, e in zip(paired.differences.tolist(), paired.difference_errors.tolist(), strict=True)
+        ]
+        cells[best] = "best"
+        add(f"{result.select.name} - best ± se", cells)
+    if set(result.status) != {"trained"}:
+        add("status", list(result.status))
+    body = [list(row) for row in zip(*columns, strict=True)]
+    return "\n".join([format_table(header, _shorten(body, best)), "", *notes(result, best)])
+
+
+def notes(result: Outcome, best: int | None) -> list[str]:
+    """Return the lines below the table."""
+    lines = []
+    if not result.complete:
+        lines.append(
+            f"Incomplete: interrupted after {max(result.epochs_trained)} epochs (the last one may be partial)."
+        )
+    if best is not None:
+        member, errors = result.best, result.uncertainty.standard_errors
+        error = f" ± {errors[best]:.4g}" if errors is not None else ""
+        lines.append(f"Best by {result.select.name}: member {best}, {_what(result, best)}, {member.score:.4g}{error}.")
+        if result.uncertainty.reason:
+            lines.append(f"No standard errors: {result.uncertainty.reason}.")
+        if result.boundary:
+            lines.append(f"Careful: {result.boundary}.")
+        elif result.path_values is None:
+            lines.append("The path is not one-dimensional: whether the best lies on an edge was not checked.")
+    elif result.select.validation is None:
+        lines.append("No validation data: nothing here says which member to take.")
+    else:
+        lines.append(f"No member has a finite {result.select.name}.")
+    if result.table.lambdas is not None:
+        strengths = result.lambdas_by_parameter
+        free = [n for n, s in strengths.items() if not bool(s.any())]
+        if free and len(free) < len(strengths):
+            lines.append(f"Lambda 0 for every member: {', '.join(free)}.")
+    if result.names.frozen:
+        lines.append(f"Not trained: {', '.join(result.names.frozen)}.")
+    return lines
+
+
+def _what(result: Outcome, k: int) -> str:
+    label = result.table.label(k)
+    if len(set(result.table.seeds)) == 1:
+        label.pop("seed")
+    return ", ".join(f"{name} {show(value)}" for name, value in label.items())
+
+
+def _best(result: Outcome) -> int | None:
+    if result.select.validation is None or not np.isfinite(result.cvm).any():
+        return None
+    return result.best.index
+
+
+def _last(rows: Tensor, epochs: int, k: int) -> str:
+    value = float(rows[epochs - 1, k]) if epochs else float("nan")
+    return f"{value:.4f}" if abs(value) >= 0.1 or value == 0 else f"{value:.4g}"
+
+
+def show(value: Any) -> str:
+    """Return what a member trained with as text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Tensor):
+        if value.numel() == 1:
+            return f"{float(value):.4g}"
+        return f"{float(value.min()):.3g}..{float(value.max()):.3g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in value.items()) + "}"
+    return str(value)
+
+
+def _shorten(rows: list[list[str]], best: int | None) -> list[list[str]]:
+    if len(rows) <= SHOWN:
+        return rows
+    near = range(best - 3, best + 4) if best is not None else range(0)
+    keep = sorted({*range(8), *(k for k in near if 0 <= k < len(rows)), *range(len(rows) - 8, len(rows))})
+    out: list[list[str]] = []
+    for before, k in zip([-1, *keep], keep, strict=False):
+        if k != before + 1:
+            out.append(["..."] + [""] * (len(rows[0]) - 1))
+        out.append(rows[k])
+    return out

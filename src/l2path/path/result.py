@@ -1,0 +1,189 @@
+"""What ``batch_train`` returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from l2path.data import Place, make_source
+from l2path.errors import ArgumentError, BoundaryWarning
+from l2path.functional import Functional, forked_rng
+from l2path.path.driver import Driver
+from l2path.path.evaluation import forward, outputs_of, row_scores
+from l2path.path.figures import draw
+from l2path.path.members import Members
+from l2path.path.outcome import Outcome, Selection, Uncertainty
+from l2path.path.report import report
+from l2path.penalty import Names
+from l2path.scores import FloatArray, standard_error
+from l2path.training import FullLoss, TrainState
+from l2path.trees import tensor_leaves, tree_map
+from l2path.types import Tree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROW_NUMBERS = 50_000_000  # row scores kept for standard errors: 400 MB
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PathResult(Outcome):
+    """K trained members and the choice between them; ``print(result)`` shows the table.
+
+    Attributes
+    ----------
+    history : dict of str to Tensor, ``[epochs, K]`` float64
+        "loss", "penalty" and "objective" (row-weighted means over each epoch's steps, before their updates), "val_loss"
+        and "val_<metric>" (at the end of each epoch). NaN from a member's divergence or stop on.
+    params, buffers : dict of str to Tensor, ``[K, ...]``
+        After training; a diverged member keeps its last finite state.
+    table : Members
+        The flat table of members and its axes.
+    status : tuple of str, [K]
+        "trained", "stopped" or "diverged".
+    epochs_trained : tuple of int, [K]
+    diverged_at : tuple, [K]
+        The step at which a member diverged, or None.
+    complete : bool
+        False after an interrupt.
+    engine : Engine
+        How members were executed; pass it to ``batch_train`` to repeat the run.
+    select : Selection
+        The score that decides.
+    uncertainty : Uncertainty
+        How sure the choice is.
+    """
+
+    def predict(self, inputs: Any, members: Sequence[int] | None = None, *, batch_size: int = 1024) -> Tree:
+        """Return outputs in eval mode.
+
+        Parameters
+        ----------
+        inputs : Tensor, array, tuple or dict of these
+            ``[B, ...]``; a tuple becomes positional arguments, a dict keyword arguments.
+        members : sequence of int, optional
+            Which members, in this order; all of them by default.
+        batch_size : int
+            Rows at a time.
+
+        Returns
+        -------
+        Tensor, or a tree of them
+            ``[K, B, ...]``.
+
+        Raises
+        ------
+        ArgumentError
+            For inputs without rows, with NaN, or of lengths that differ, and for members out of range.
+        """
+        chosen = [self._check_index(k) for k in (range(len(self)) if members is None else members)]
+        if not chosen:
+            raise ArgumentError("members", got="none", expected="at least one", remedy="leave members out for all")
+        fn = self.functionals[self.table.seeds[chosen[0]]][0]
+        source = make_source(
+            inputs, argument="inputs", batch_size=batch_size, seed=None, place=Place(fn.device, fn.dtype)
+        )
+        parts: list[tuple[list[int], Tree]] = []
+        with forked_rng(fn.device), torch.no_grad():
+            torch.manual_seed(0)
+            for rows, state, evaluation in self._chunks(chosen):
+                outputs = [forward(self.eval_kind, evaluation, state, x) for x in source.epoch(0)]
+                parts.append((rows, tree_map(lambda *x: torch.cat(x, dim=1), *outputs)))
+        order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
+        return tree_map(lambda *x: torch.cat(x)[order.to(x[0].device)], *(part for _, part in parts))
+
+    def _chunks(self, chosen: Sequence[int]) -> list[tuple[list[int], TrainState, Functional]]:
+        """Split members by seed and into chunks: positions in ``chosen``, their state, how to evaluate them."""
+        out = []
+        for seed in dict.fromkeys(self.table.seeds[k] for k in chosen):
+            own = [row for row, k in enumerate(chosen) if self.table.seeds[k] == seed]
+            for start in range(0, len(own), self.engine.member_chunk):
+                rows = own[start : start + self.engine.member_chunk]
+                index = torch.tensor([chosen[row] for row in rows])
+                params, buffers = tree_map(lambda x: x[index.to(x.device)], (self.params, self.buffers))  # noqa: B023
+                out.append((rows, TrainState(params, buffers, (), index), self.functionals[seed][1]))
+        return out
+
+    def plot(self) -> Figure:
+        """Draw the validation curve with the choice marked, weight norms over lambda, and training curves.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib (the extra ``plot``).
+        """
+        return draw(self)
+
+    def __str__(self) -> str:
+        return report(self)
+
+    def __repr__(self) -> str:
+        chosen = ""
+        if self.select.validation is not None and np.isfinite(self.cvm).any():
+            chosen = f", best={self.best!r}"
+        state = "" if self.complete else ", incomplete"
+        return f"PathResult({len(self)} members{chosen}{state})"
+
+
+def finish(driver: Driver, table: Members, names: Names, select: Selection, *, complete: bool) -> PathResult:
+    """Assemble the result of a run, with its standard errors and its boundary warning."""
+    params, buffers = driver.gather()
+    record = driver.record
+    result = PathResult(
+        history=driver.history(),
+        params=params,
+        buffers=buffers,
+        table=table,
+        names=names,
+        functionals={g.seed: (g.fn, g.eval_fn) for g in driver.groups},
+        status=tuple(record.status),
+        epochs_trained=tuple(record.epochs),
+        diverged_at=tuple(record.diverged_at),
+        complete=complete,
+        engine=driver.engine,
+        eval_kind=driver.eval_kind,
+        select=select,
+    )
+    if select.validation is None or not np.isfinite(result.cvm).any():
+        return result
+    object.__setattr__(result, "uncertainty", uncertainty(result))
+    if result.boundary is not None:
+        warnings.warn(result.boundary, BoundaryWarning, stacklevel=4)
+    return result
+
+
+def uncertainty(result: PathResult) -> Uncertainty:
+    """Return the standard errors of the scores and, paired, of their differences to the best member's."""
+    val, name = result.select.validation, result.select.name
+    if val is None:
+        return Uncertainty(reason="there is no validation data")
+    if isinstance(val.loss_fn, FullLoss):
+        return Uncertainty(reason="a full_loss has no score of single rows")
+    function = val.loss_fn if name == "val_loss" else val.metrics[name.removeprefix("val_")].function
+    rows: FloatArray | None = None
+    with forked_rng(next(tensor_leaves(result.params)).device):
+        for index, state, evaluation in result._chunks(range(len(result))):
+            outputs, targets = outputs_of(result.eval_kind, evaluation, state, val.source)
+            n = next(tensor_leaves(targets)).shape[0]
+            if n * len(result) > ROW_NUMBERS:
+                return Uncertainty(reason=f"{len(result)} members x {n} rows are too many to keep")
+            found, reason = row_scores(outputs, targets, function, result.scores[index])
+            if found is None:
+                return Uncertainty(reason=reason)
+            rows = np.full((len(result), n), np.nan) if rows is None else rows
+            rows[index] = found
+    if rows is None or rows.shape[1] < 2:
+        return Uncertainty(reason="one validation row has no standard error")
+    rows[~np.isfinite(result.scores)] = np.nan
+    offset = rows - rows[result.best.index]
+    errors, paired = standard_error(rows), standard_error(offset)
+    return Uncertainty(torch.from_numpy(errors), torch.from_numpy(offset.mean(1)), torch.from_numpy(paired))
