@@ -1,4 +1,4 @@
-"""l2path: how strongly should the weights of my PyTorch model be shrunk?"""
+"""Train a PyTorch model at every L2 strength at once, and say which one to take."""
 
 from l2path.data import data_order, step_seed
 from l2path.engine import Engine
@@ -27,6 +27,7 @@ from l2path.optimizers import (
     clip_by_global_norm,
     clip_by_value,
     rmsprop,
+    schedules,
     sgd,
 )
 from l2path.path import EpochEvent, Member, Metric, PathResult, batch_train
@@ -47,3 +48,63 @@ from l2path.units import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BoundaryWarning",
+    "DivergenceWarning",
+    "Engine",
+    "EngineWarning",
+    "EpochEvent",
+    "Functional",
+    "L2PathError",
+    "L2PathWarning",
+    "Member",
+    "Metric",
+    "Metrics",
+    "MissingExtraError",
+    "MixedDecayWarning",
+    "NoScoreError",
+    "Optimizer",
+    "PathResult",
+    "ReductionWarning",
+    "RidgePath",
+    "StabilityWarning",
+    "TrainState",
+    "UnusedParameterWarning",
+    "__version__",
+    "adagrad",
+    "adam",
+    "adamw",
+    "apply_updates",
+    "batch_train",
+    "chain",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "data_order",
+    "expand_lambdas",
+    "from_glmnet",
+    "from_keras",
+    "from_sklearn_C",
+    "from_sklearn_alpha",
+    "from_weight_decay",
+    "full_loss",
+    "functionalize",
+    "init_state",
+    "l2_penalty",
+    "lambda_grid",
+    "lambda_table",
+    "make_train_step",
+    "member_gradients",
+    "ridge_path",
+    "rmsprop",
+    "schedules",
+    "sgd",
+    "step_seed",
+    "to_glmnet",
+    "to_keras",
+    "to_sklearn_C",
+    "to_sklearn_alpha",
+    "to_weight_decay",
+    "weights_only",
+]

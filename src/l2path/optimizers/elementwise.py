@@ -24,7 +24,11 @@ Slots: TypeAlias = tuple[Tensor, ...]
 Rule: TypeAlias = Callable[[Tensor, Tensor, Slots, Scalars], tuple[Tensor, Slots]]
 """``rule(grad, param, slots, scalars) -> (update, slots)`` for one parameter, in one dtype."""
 Schedule: TypeAlias = Callable[[Tensor], Tensor]
-"""``schedule(count) -> factor``: the number of updates done (0-d int64) to a factor of lr (0-d)."""
+"""``schedule(count) -> factor``: the number of updates done (0-d int64) to a factor of lr (0-d).
+
+An integer, so that it can index a table; write ``count.double()`` before arithmetic with floats, which torch
+does in float32 otherwise.
+"""
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

@@ -33,7 +33,7 @@ from l2path.training import (
     init_state,
 )
 from l2path.trees import tensor_leaves
-from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
+from l2path.types import LambdaSpec, LossFn, MetricFn, Params, Sweep
 
 Anchor = Mapping[str, Tensor] | Literal["init"]
 
@@ -242,7 +242,7 @@ def _train(
         preflight.warn_stability(optimizer, hyper_state, table.strengths(names, every))
         preflight.warn_mixed_decay(optimizer, one_state, table.lambdas is not None, {**sweep, **table.hyper})
 
-    anchors = {s: check_anchor(fn.params, fn.params if anchor == "init" else anchor) for s, fn in fns.items()}  # type: ignore[arg-type]  # "init" is the one string
+    anchors = {s: _anchor(fn, anchor) for s, fn in fns.items()}
     steps = {}
     for s, fn in fns.items():
         parts = (data_loss(fn, loss_fn), optimizer, grad_transform, anchors[s], fn)
@@ -356,6 +356,16 @@ def _seeds(seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...]:
     if not out or len(set(out)) != len(out):
         raise ArgumentError("seeds", got=repr(seeds), expected="at least one, all different", remedy="use (0, 1, 2)")
     return out
+
+
+def _anchor(fn: Functional, anchor: Anchor | None) -> Params:
+    if not isinstance(anchor, str):
+        return check_anchor(fn.params, anchor)
+    if anchor != "init":
+        raise ArgumentError(
+            "anchor", got=repr(anchor), expected="'init' or weights by name", remedy="use anchor='init' for L2-SP"
+        )
+    return check_anchor(fn.params, fn.params)
 
 
 def _streams(data: Any) -> bool:

@@ -190,8 +190,10 @@ class Outcome:
 
     @cached_property
     def best(self) -> Member:
-        """The chosen member: of the point with the best mean score over the seeds, ties to the largest lambda, the
-        seed with the best score of its own.
+        """The chosen member.
+
+        Of the point with the best mean score over the seeds (ties go to the largest lambda) it is the seed with the
+        best score of its own.
 
         Raises
         ------

@@ -110,8 +110,8 @@ def warn_sum_reduction(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch)
         return
     if once != 0 and math.isclose(double, 2 * once, rel_tol=1e-4):
         warnings.warn(
-            f"loss_fn sums over rows: twice the rows give {double:.6g} for {once:.6g}. What a lambda means then depends "
-            "on the batch size; use reduction='mean'",
+            f"loss_fn sums over rows: twice the rows give {double:.6g} for {once:.6g}. What a lambda means then "
+            "depends on the batch size; use reduction='mean'",
             ReductionWarning,
             stacklevel=4,
         )
@@ -154,8 +154,8 @@ def warn_mixed_decay(optimizer: Optimizer, state: TrainState, has_lambdas: bool,
     """Warn of decoupled decay and an L2 penalty in one run that nobody asked for."""
     if has_lambdas and "decay" in hyper_paths(state.opt_state) and "decay" not in sweep:
         warnings.warn(
-            f"{optimizer!r} decays the weights (decoupled) beside the L2 penalty of lambdas: two kinds of shrinkage in one "
-            "run. Use adam for the penalty alone, or lambdas=None with sweep={'decay': [...]} for the decay alone",
+            f"{optimizer!r} decays the weights (decoupled) beside the L2 penalty of lambdas: two kinds of shrinkage in "
+            "one run. Use adam for the penalty alone, or lambdas=None with sweep={'decay': [...]} for the decay alone",
             MixedDecayWarning,
             stacklevel=4,
         )

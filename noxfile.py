@@ -1,0 +1,172 @@
+"""The project's checks: ``nox -l`` lists them, ``nox -s tests -- tests/unit -k penalty`` picks tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import nox
+
+if sys.version_info < (3, 11):  # noqa: UP036 - nox may run under an older Python than the package allows
+    raise SystemExit(
+        f"l2path needs Python 3.11 or newer; this nox runs on {sys.version.split()[0]}. "
+        "Remedy: make the environment with a newer one, as in `python3.11 -m venv .venv`."
+    )
+
+nox.needs_version = ">=2024.10.9"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typecheck", "tests", "docs", "build"]
+
+ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "tests" / "constraints.txt"
+SHARED = ROOT / ".nox" / "shared"
+# pip before 25.3 applies the first variable to build environments too; later versions read the second there.
+PINNED = {"PIP_CONSTRAINT": str(CONSTRAINTS), "PIP_BUILD_CONSTRAINT": str(CONSTRAINTS)}
+# Two test workers on two cores must not start two threads each.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def shared_python(session: nox.Session, *extras: str) -> str:
+    """Return the interpreter of an environment that sessions share, with l2path[extras] installed.
+
+    torch is some 200 MB, installed into every environment again, so one environment serves the
+    sessions that need it. ``rm -r .nox/shared`` starts it afresh.
+    """
+    python = SHARED / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
+    target = f".[{','.join(extras)}]"
+    session.run_install(
+        *(str(python), "-m", "pip", "install", "-q", "--editable", target), env=PINNED, external=True
+    )
+    return str(python)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint and formatting."""
+    session.install("-q", "ruff", env=PINNED)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=False)
+def typecheck(session: nox.Session) -> None:
+    """Types of src, tests, examples, docs/conf.py and this file."""
+    python = shared_python(session, "dev")
+    session.run(python, "-m", "mypy", *session.posargs, external=True)
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """All tests that are not slow, then the examples in docstrings; arguments go to pytest instead."""
+    python = shared_python(session, "test")
+    pytest = (python, "-m", "pytest")
+    if session.posargs:
+        session.run(*pytest, *session.posargs, env=ONE_THREAD, external=True)
+        return
+    session.run(*pytest, "-n", "2", "tests", env=ONE_THREAD, external=True)
+    session.run(*pytest, "--doctest-modules", "src", env=ONE_THREAD, external=True)
+
+
+@nox.session(python=False)
+def slow(session: nox.Session) -> None:
+    """The tests marked slow."""
+    python = shared_python(session, "test")
+    # 5: nothing is marked slow, which is no failure.
+    session.run(
+        *(python, "-m", "pytest", "-n", "2", "-m", "slow", *session.posargs),
+        env=ONE_THREAD,
+        external=True,
+        success_codes=[0, 5],
+    )
+
+
+@nox.session(python=False)
+def docs(session: nox.Session) -> None:
+    """The documentation, with warnings as errors, into docs/_build."""
+    python = shared_python(session, "docs")
+    session.run(
+        *(python, "-m", "sphinx", "-E", "-W", "--keep-going", "-b", "html", "docs", "docs/_build"),
+        *session.posargs,
+        external=True,
+    )
+
+
+@nox.session(python=False)
+def demo(session: nox.Session) -> None:
+    """The demonstration: a path of L2 strengths on scikit-learn's digits."""
+    python = shared_python(session, "plot", "sklearn")
+    session.run(python, "examples/digits_path.py", *session.posargs, external=True)
+
+
+@nox.session(python=False)
+def bench(session: nox.Session) -> None:
+    """The benchmark scripts of tests/benchmarks; names pick some of them."""
+    python = shared_python(session, "test")
+    scripts = {p.stem: p for p in sorted((ROOT / "tests" / "benchmarks").glob("[!_]*.py"))}
+    unknown = [name for name in session.posargs if name not in scripts]
+    if unknown:
+        session.error(f"no benchmark called {', '.join(unknown)}; there are: {', '.join(scripts)}")
+    for name in session.posargs or scripts:
+        session.run(python, str(scripts[name].relative_to(ROOT)), external=True)
+
+
+@nox.session(reuse_venv=False)
+def build(session: nox.Session) -> None:
+    """Build the wheel, install it alone into a new environment and import it from an empty folder."""
+    out = Path(session.create_tmp()).resolve()
+    wheels, empty = out / "wheels", out / "empty"
+    for folder in (wheels, empty):
+        folder.mkdir(exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), ".", env=PINNED)
+    (wheel,) = wheels.glob("l2path-*.whl")
+    check_contents(session, wheel)
+    session.install("-q", str(wheel), env=PINNED)
+    session.run("python", "-m", "pip", "check")
+    script = out / "import_check.py"
+    script.write_text(IMPORT_CHECK, encoding="utf-8")
+    with session.chdir(empty):
+        session.run("python", "-I", str(script), wheel.name.split("-")[1])
+
+
+def check_contents(session: nox.Session, wheel: Path) -> None:
+    """Every file under src/l2path is in the wheel, the type marker and the licence with it, and no other."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    packed = {name for name in names if ".dist-info/" not in name}
+    source = ROOT / "src"
+    listed = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    if packed != listed:
+        session.error(f"{wheel.name} and src/ differ in: {', '.join(sorted(packed ^ listed))}")
+    if "l2path/py.typed" not in names:
+        session.error(f"{wheel.name} lacks l2path/py.typed")
+    if not any(name.endswith(".dist-info/licenses/LICENSE") for name in names):
+        session.error(f"{wheel.name} lacks the licence")
+
+
+IMPORT_CHECK = textwrap.dedent(
+    """
+    import importlib.metadata, importlib.resources, sys
+    import l2path
+    installed, built = importlib.metadata.version("l2path"), sys.argv[1]
+    assert installed == built, f"installed {installed}, built {built}"
+    assert l2path.__version__ == built, f"l2path.__version__ is {l2path.__version__}, the wheel {built}"
+    assert "site-packages" in l2path.__file__, f"imported {l2path.__file__}, not the installed wheel"
+    assert importlib.resources.files("l2path").joinpath("py.typed").is_file(), "py.typed is not installed"
+    for name in l2path.__all__:
+        getattr(l2path, name)
+    extras = {"matplotlib", "sklearn", "jax", "himalaya", "pytest"} & set(sys.modules)
+    assert not extras, f"import l2path also imported {extras}"
+    print(f"l2path {built}: {len(l2path.__all__)} public names, imported from an empty folder")
+    """
+)

@@ -1,0 +1,45 @@
+"""Every example runs as a script, in an empty folder, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+# A line that each example must print, as a regular expression.
+EXPECTED = {
+    "adamw_decay": r"decay",
+    "digits_path": r"lambda",
+    "from_a_loop": r"lambda",
+    "per_layer": r"lambda",
+    "ridge": r"lambda",
+}
+
+
+def test_every_example_has_an_expected_line() -> None:
+    assert {path.stem for path in EXAMPLES} == set(EXPECTED), "examples/ and EXPECTED name different scripts"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(path: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{path.name} failed:\n{done.stdout}\n{done.stderr}"
+    assert re.search(EXPECTED[path.stem], done.stdout, re.MULTILINE), (
+        f"{path.name} did not print {EXPECTED[path.stem]!r}:\n{done.stdout}"
+    )
