@@ -47,10 +47,7 @@ def assert_same(path: RidgePath, coefs: list[Floats], intercepts: list[Floats] |
 def test_ridge(name: str, fit_intercept: bool) -> None:
     X, y = data(name)
     alphas = to_sklearn_alpha(GRID, n=len(X), targets=1 if y.ndim == 1 else y.shape[1])
-    fits = [
-        linear_model.Ridge(alpha=alpha, solver="svd", fit_intercept=fit_intercept).fit(X, y)
-        for alpha in alphas
-    ]
+    fits = [linear_model.Ridge(alpha=alpha, solver="svd", fit_intercept=fit_intercept).fit(X, y) for alpha in alphas]
     path = ridge_path(X, y, GRID, fit_intercept=fit_intercept)
     intercepts = [fit.intercept_ for fit in fits] if fit_intercept else None
     assert_same(path, [fit.coef_ for fit in fits], intercepts, rtol=1e-10)
@@ -135,9 +132,7 @@ def test_logistic_regression_refit_at_the_converted_strength(C: float) -> None:
     # The gradient of our objective vanishes at their solution, and not at another strength's.
     weight = torch.from_numpy(fit.coef_[0]).requires_grad_()
     bias = torch.tensor(float(fit.intercept_[0]), dtype=torch.float64, requires_grad=True)
-    at_theirs = torch.cat(
-        [g.reshape(-1) for g in torch.autograd.grad(objective(weight, bias), [weight, bias])]
-    )
+    at_theirs = torch.cat([g.reshape(-1) for g in torch.autograd.grad(objective(weight, bias), [weight, bias])])
     assert float(at_theirs.norm()) < 1e-6
     twice = at_theirs[:-1] + lambda_ * weight.detach()  # the gradient if lambda were twice that
     assert float(twice.norm()) > 1e-4

@@ -70,18 +70,14 @@ def test_permutations_of_features_lambdas_and_rows(
     # Strengths of at least 0.1 keep rounding away from what is compared.
     lambdas = torch.tensor(scale, dtype=torch.float64)[:, None] * direction + 0.1
     path = ridge_path(x, y, lambdas, fit_intercept=fit_intercept)
-    shuffled = ridge_path(
-        x[rows][:, columns], y[rows], lambdas[order][:, columns], fit_intercept=fit_intercept
-    )
+    shuffled = ridge_path(x[rows][:, columns], y[rows], lambdas[order][:, columns], fit_intercept=fit_intercept)
     torch.testing.assert_close(shuffled.coef, path.coef[order][:, columns], rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(shuffled.intercept, path.intercept[order], rtol=1e-8, atol=1e-10)
 
 
 @common
 @given(problem=problems(), scale=scales, fit_intercept=st.booleans())
-def test_no_neighbour_has_a_lower_objective(
-    problem: Problem, scale: list[float], fit_intercept: bool
-) -> None:
+def test_no_neighbour_has_a_lower_objective(problem: Problem, scale: list[float], fit_intercept: bool) -> None:
     x, y, direction = problem
     lambdas = torch.tensor(scale, dtype=torch.float64)[:, None] * direction
     path = ridge_path(x, y, lambdas, fit_intercept=fit_intercept)

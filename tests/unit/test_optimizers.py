@@ -258,7 +258,7 @@ class TestHyperparameters:
             lambda: adam([0.1, 0.2]),  # type: ignore[arg-type]  # the test
             "lr: got [0.1, 0.2] (list); expected a finite number >= 0, or a 0-d tensor of one. "
             'Remedy: give one number; to train members with several, use sweep={"lr": [...]}',
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: adam("fast"), "lr: got 'fast' (str)"),  # type: ignore[arg-type]  # the test
         (lambda: adam(True), "lr: got True (bool)"),
         (lambda: adam(betas=(0.9, 1.0)), "beta2: got 1; expected a finite number >= 0 and < 1"),
@@ -280,7 +280,8 @@ class TestHyperparameters:
         (lambda: clip_by_value(-1.0), "max_value: got -1; expected a finite number > 0"),
         (lambda: chain(), "transforms: got nothing"),
         (lambda: chain(sgd(), adam()), "expected gradient transforms and at most one optimizer"),
-        (lambda: chain(sgd), "transforms: got <function sgd"),  # type: ignore[arg-type]  # the test
+        (lambda: adam(schedule=0.5), "schedule: got 0.5 (float); expected a function"),  # type: ignore[arg-type]  # the test
+        (lambda: chain(sgd), "transforms: got sgd (function)"),  # type: ignore[arg-type]  # the test
     ],
 )
 def test_bad_arguments_are_refused(build: Callable[[], object], message: str) -> None:

@@ -8,8 +8,7 @@ Every optimizer is an :class:`Optimizer`: ``opt.init(params) -> state`` and
 from l2path.optimizers.adagrad import AdagradState, adagrad
 from l2path.optimizers.adam import AdamHyper, AdamState, adam, adamw
 from l2path.optimizers.base import Optimizer, apply_updates
-from l2path.optimizers.checks import Scalar
-from l2path.optimizers.elementwise import Schedule
+from l2path.optimizers.checks import Scalar, Schedule
 from l2path.optimizers.hyper import Path, hyper_paths, set_hyper
 from l2path.optimizers.rmsprop import RMSpropState, rmsprop
 from l2path.optimizers.schedules import (

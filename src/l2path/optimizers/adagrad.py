@@ -9,10 +9,9 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, check_scalar
+from l2path.optimizers.checks import Scalar, Schedule, check_scalar, check_schedule
 from l2path.optimizers.elementwise import (
     Scalars,
-    Schedule,
     Slots,
     elementwise,
     init_count,
@@ -119,5 +118,5 @@ def adagrad(
         return updates, AdagradState(hyper, count + 1, new[0])
 
     config: dict[str, object] = {"lr": lr, "lr_decay": lr_decay}
-    config |= {"initial_accumulator_value": start, "eps": eps, "schedule": schedule}
+    config |= {"initial_accumulator_value": start, "eps": eps, "schedule": check_schedule(schedule)}
     return Optimizer(init, update, "adagrad", config)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, check_flag, check_scalar
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
 from l2path.optimizers.elementwise import (
     Scalars,
-    Schedule,
     Slots,
     elementwise,
     init_count,
@@ -237,5 +236,5 @@ def _build(
         return updates, AdamState(hyper, count, new[0], new[1], new[2] if amsgrad else {})
 
     config: dict[str, object] = {"lr": lr, "betas": (beta1, beta2), "eps": eps}
-    config |= {"decay": decay, "amsgrad": amsgrad, "schedule": schedule}
+    config |= {"decay": decay, "amsgrad": amsgrad, "schedule": check_schedule(schedule)}
     return Optimizer(init, update, name, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import TypeAlias
 
 from torch import Tensor
@@ -13,6 +14,12 @@ from l2path.errors import ArgumentError
 
 Scalar: TypeAlias = float | Tensor
 """A number or a 0-d tensor of one."""
+Schedule: TypeAlias = Callable[[Tensor], Tensor]
+"""``schedule(count) -> factor``: the number of updates done (0-d int64) to a factor of lr (0-d).
+
+An integer, so that it can index a table; write ``count.double()`` before arithmetic with floats, which torch
+does in float32 otherwise.
+"""
 
 
 def check_scalar(
@@ -77,6 +84,29 @@ def check_scalar(
     if not (math.isfinite(number) and number >= minimum and above < number < below):
         raise ArgumentError(argument, got=f"{number:g}", expected=expected, remedy=f"choose a value {limits}")
     return value if isinstance(value, Tensor) else number
+
+
+def check_schedule(schedule: Schedule | None) -> Schedule | None:
+    """Return ``schedule`` if it is None or can be called.
+
+    Raises
+    ------
+    ArgumentError
+        If it is anything else.
+
+    Examples
+    --------
+    >>> check_schedule(None) is None
+    True
+    """
+    if schedule is not None and not callable(schedule):
+        raise ArgumentError(
+            "schedule",
+            got=f"{schedule!r} ({type(schedule).__name__})",
+            expected="a function from the number of updates done to a factor of lr",
+            remedy="build one, for example l2path.optimizers.cosine(steps=1000)",
+        )
+    return schedule
 
 
 def check_count(argument: str, value: int, *, minimum: int = 1) -> int:

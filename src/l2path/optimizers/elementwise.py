@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import check_names
-from l2path.optimizers.checks import Scalar
+from l2path.optimizers.checks import Scalar, Schedule
 from l2path.types import Grads, Params, Updates
 
 Scalars: TypeAlias = Mapping[str, Tensor]
@@ -23,12 +23,6 @@ Slots: TypeAlias = tuple[Tensor, ...]
 """The state of one parameter: a tensor per slot, shaped like the parameter's real view."""
 Rule: TypeAlias = Callable[[Tensor, Tensor, Slots, Scalars], tuple[Tensor, Slots]]
 """``rule(grad, param, slots, scalars) -> (update, slots)`` for one parameter, in one dtype."""
-Schedule: TypeAlias = Callable[[Tensor], Tensor]
-"""``schedule(count) -> factor``: the number of updates done (0-d int64) to a factor of lr (0-d).
-
-An integer, so that it can index a table; write ``count.double()`` before arithmetic with floats, which torch
-does in float32 otherwise.
-"""
 
 
 def scalar_dtype(device: torch.device) -> torch.dtype:

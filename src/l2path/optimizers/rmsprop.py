@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, check_flag, check_scalar
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
 from l2path.optimizers.elementwise import (
     Scalars,
-    Schedule,
     Slots,
     elementwise,
     init_count,
@@ -149,4 +148,4 @@ def rmsprop(
         return updates, RMSpropState(hyper, count + 1, new[0], grad_avg, new[-1] if buffered else {})
 
     config: dict[str, object] = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}
-    return Optimizer(init, update, "rmsprop", {**config, "centered": centered, "schedule": schedule})
+    return Optimizer(init, update, "rmsprop", {**config, "centered": centered, "schedule": check_schedule(schedule)})

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, check_flag, check_scalar
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
 from l2path.optimizers.elementwise import (
     Scalars,
-    Schedule,
     Slots,
     elementwise,
     init_count,
@@ -139,4 +138,4 @@ def sgd(
         return updates, SGDState(hyper, count + 1, new[0] if buffered else {})
 
     config = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
-    return Optimizer(init, update, "sgd", {**config, "schedule": schedule})
+    return Optimizer(init, update, "sgd", {**config, "schedule": check_schedule(schedule)})

@@ -76,7 +76,7 @@ def chain(*transforms: Optimizer) -> Optimizer:
         if not isinstance(transform, Optimizer):
             raise ArgumentError(
                 "transforms",
-                got=f"{transform!r} ({type(transform).__name__})",
+                got=f"{getattr(transform, '__name__', repr(transform))} ({type(transform).__name__})",
                 expected="optimizers and gradient transforms of l2path",
                 remedy="call its builder, for example clip_by_global_norm(1.0)",
             )
