@@ -217,9 +217,9 @@ class Driver:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
         state, metrics = self._steps(chunk, chunk.state, batches, chunk.strengths)
         good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
-        sizes = torch.tensor([batch_rows(b) for b in batches], dtype=torch.float64)
-        values = torch.stack([m.double().cpu() for m in metrics])  # [3, T, C]
-        sums[:, chunk.members] += (values * sizes[:, None]).sum(1).numpy()
+        values = torch.stack([m.double().cpu() for m in metrics]).numpy()  # [3, T, C]
+        for t, batch in enumerate(batches):  # step by step, so that no digit depends on the length of the block
+            sums[:, chunk.members] += batch_rows(batch) * values[:, t]
         if bool(good.all()):
             chunk.state = state
             return
