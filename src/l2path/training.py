@@ -313,7 +313,7 @@ def check_loss(loss_fn: object) -> None:
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse what does not speak the ``init``/``update`` protocol."""
+    """Refuse what does not speak the ``init``/``update`` protocol, and bare gradient transforms."""
     if not isinstance(optimizer, Optimizer):
         name = type(optimizer).__name__
         raise ArgumentError(
@@ -322,4 +322,11 @@ def check_optimizer(optimizer: object) -> None:
             expected="one of l2path's optimizers",
             remedy="torch.optim cannot take one weight decay for each member: use l2path.sgd(lr=...), "
             "l2path.adam(...), ... with the same names and defaults",
+        )
+    if optimizer.kind == "transform":
+        raise ArgumentError(
+            "optimizer",
+            got=f"the gradient transform {optimizer!r}, which takes no steps",
+            expected="an optimizer",
+            remedy=f"chain it in front of one: l2path.chain({optimizer!r}, l2path.sgd(lr=0.1))",
         )

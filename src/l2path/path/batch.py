@@ -250,9 +250,7 @@ def _train(
 
     chosen = choose_engine(engine, member_chunk, len(table), member_bytes)
     if chosen.kind == "vmap":
-        state, strengths = stacked([*every][:2], seed)
-        tolerance = 1e-8 if fns[seed].dtype == torch.float64 else 1e-3
-        verdict = preflight.try_vmap(*steps[seed], state, batch, strengths, seed, tolerance)
+        verdict = preflight.try_vmap(fns[seed], data_loss(fns[seed], loss_fn), batch, seed)
         if not verdict.vmapped and engine == "vmap":
             raise ArgumentError(
                 "engine",
@@ -321,7 +319,12 @@ def _with_hyper(state: TrainState, table: Members, members: Sequence[int], names
     """Set the swept hyperparameters of a stacked state."""
     opt_state = state.opt_state
     for name in table.hyper:
-        opt_state = set_hyper(opt_state, name, table.hyper_values(names, name, members))
+        try:
+            opt_state = set_hyper(opt_state, name, table.hyper_values(names, name, members))
+        except ArgumentError as error:  # say it of what the caller wrote
+            raise ArgumentError(
+                f"sweep[{name!r}]", got=error.got, expected=error.expected, remedy=error.remedy
+            ) from None
     return state._replace(opt_state=opt_state)
 
 
