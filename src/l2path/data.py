@@ -228,6 +228,13 @@ def _as_tensor(leaf: Any, device: torch.device, dtype: torch.dtype, argument: st
     if isinstance(leaf, Tensor):
         return leaf.detach().to(device)
     array = np.asarray(leaf)
+    if array.ndim == 0 and array.dtype.kind in "biufc":
+        raise ArgumentError(
+            argument,
+            got=f"the number {leaf!r} in a list or tuple",
+            expected="tensors or arrays with one row for each example",
+            remedy="convert nested lists with torch.as_tensor",
+        )
     if array.dtype.kind not in "biufc":
         raise ArgumentError(
             argument,

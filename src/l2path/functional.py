@@ -269,7 +269,17 @@ def member_gradients(
         return gradients, cast("Tensor", values)
     if mode != "forward":
         raise ArgumentError("mode", got=repr(mode), expected="'reverse' or 'forward'", remedy="choose one of the two")
-    gradients = vmap(jacfwd(function))(lambdas)
+    try:
+        gradients = vmap(jacfwd(function))(lambdas)
+    except RuntimeError as error:
+        if "ZeroTensors are immutable" not in str(error):
+            raise
+        raise ArgumentError(
+            "function",
+            got=f"an operation without a forward derivative in torch {torch.__version__} ({error})",
+            expected="operations that forward mode can differentiate; F.mse_loss is none",
+            remedy="write the loss as ((outputs - targets) ** 2).mean(), or use mode='reverse'",
+        ) from error
     return gradients, cast("Tensor", vmap(function)(lambdas))
 
 

@@ -140,7 +140,7 @@ def init_state(
     fn = module if isinstance(module, Functional) else functionalize(module)
     check_optimizer(optimizer)
     params, buffers = tree_map(torch.clone, (fn.params, fn.buffers))
-    opt_state = optimizer.init(params)
+    opt_state = optimizer.bound(describe(fn)).init(params)
     if isinstance(grad_transform, Optimizer):
         opt_state = WithGradTransform(opt_state, grad_transform.init(params))
     return TrainState(params, buffers, opt_state, torch.zeros((), dtype=torch.int64, device=fn.device))
@@ -315,10 +315,10 @@ def check_loss(loss_fn: object) -> None:
 def check_optimizer(optimizer: object) -> None:
     """Refuse what does not speak the ``init``/``update`` protocol, and bare gradient transforms."""
     if not isinstance(optimizer, Optimizer):
-        name = type(optimizer).__name__
+        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
         raise ArgumentError(
             "optimizer",
-            got=f"a {type(optimizer).__module__}.{name}",
+            got=f"{kind.__module__}.{kind.__qualname__}",
             expected="one of l2path's optimizers",
             remedy="torch.optim cannot take one weight decay for each member: use l2path.sgd(lr=...), "
             "l2path.adam(...), ... with the same names and defaults",

@@ -157,9 +157,7 @@ def _run_code(block: Block, module: types.ModuleType, filename: str) -> None:
 
 def _run_doctest(block: Block, module: types.ModuleType) -> None:
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    example = doctest.DocTestParser().get_doctest(
-        block.code, module.__dict__, block.where, block.page, block.line - 1
-    )
+    example = doctest.DocTestParser().get_doctest(block.code, module.__dict__, block.where, block.page, block.line - 1)
     if not example.examples:
         raise PageError(f"{block.where}: a pycon block without a >>> line")
     example.globs = module.__dict__  # doctest copies them; a page's blocks share theirs

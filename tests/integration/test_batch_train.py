@@ -61,7 +61,9 @@ def test_predict_and_state_dict_are_the_members_own() -> None:
     outputs = result.predict(x, batch_size=7)
     for k in range(len(result)):
         module = noisy(99).eval()
-        assert str(module.load_state_dict(result.member(k).state_dict(), strict=True)) == "<All keys matched successfully>"
+        assert (
+            str(module.load_state_dict(result.member(k).state_dict(), strict=True)) == "<All keys matched successfully>"
+        )
         expected = module(x).detach()
         assert_trees_close(outputs[k], expected, 1e-12)
         assert_trees_close(result.member(k).module().eval()(x).detach(), expected, 1e-12)
@@ -102,7 +104,9 @@ def test_ties_go_to_the_largest_lambda_whatever_the_order() -> None:
 
 
 def test_boundary_warning_carries_the_grid_to_try_next() -> None:
-    with pytest.warns(l2path.BoundaryWarning, match=r"the best lambda, 0\.0?1, is the low end.*lambda_grid\(1e-05, 0.01, 3"):
+    with pytest.warns(
+        l2path.BoundaryWarning, match=r"the best lambda, 0\.01, is the low end.*grid\(1e-05, 0\.01, 10\)"
+    ):
         result = train(lambdas=l2path.lambda_grid(0.01, 10.0, 3), validation=classes(40, 2), epochs=10)
     assert "Careful: the best lambda" in str(result)
 
@@ -225,7 +229,7 @@ def test_an_interrupt_within_an_epoch_scores_the_weights_that_it_returns() -> No
     assert not result.complete
     x, y = classes(40, 2)
     expected = [F.cross_entropy(o, y).item() for o in result.predict(x)]
-    assert_trees_close(result.history["val_loss"][-1], expected, 1e-12)
+    assert_trees_close(result.history["val_loss"][-1].tolist(), expected, 1e-12)
 
 
 def test_a_second_interrupt_raises() -> None:
@@ -312,7 +316,12 @@ def test_unused_parameters_are_left_as_torch_leaves_them() -> None:
     assert result.member(0).state_dict()["spare"].tolist() == [1, 1, 1]
     assert "Not trained: head.bias, spare" in str(result)
     kept = train(module=Spare(), unused="train")
-    assert 0 < float(kept.params["spare"][0, 0]) < 1
+    module, _ = handwritten(
+        Spare, classes(), lambda p: torch.optim.SGD([q for q in p if q.requires_grad], 0.05, momentum=0.9),
+        {n: GRID[0] for n in kept.params}, epochs=4,
+    )  # fmt: skip
+    assert_trees_close(kept.member(0).state_dict(), module.state_dict(), 1e-10)
+    assert float(kept.params["spare"][0, 0]) != 1
 
 
 @pytest.mark.filterwarnings("ignore::l2path.UnusedParameterWarning")
@@ -338,7 +347,7 @@ def test_anchor_pulls_towards_the_start() -> None:
     named = train(lambdas=[20.0, 0.0], anchor=start, optimizer=l2path.sgd(lr=0.04), epochs=10)
     assert_trees_close(result.params, named.params, 0.0)
     far = [float((result.params["0.weight"][k] - start["0.weight"]).norm()) for k in (0, 1)]
-    assert far[0] < 0.1 * far[1]
+    assert far[0] < 0.2 * far[1]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -69,9 +69,7 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
     for block in read_page(page):
         if block.language in SHELL and block.excuse is None:
             for command in commands(block):
-                assert command in KNOWN_COMMANDS, (
-                    f"{block.where}: {command!r} is in no list of tested commands"
-                )
+                assert command in KNOWN_COMMANDS, f"{block.where}: {command!r} is in no list of tested commands"
 
 
 def test_the_readme_gives_the_test_and_the_demo_command() -> None:

@@ -148,9 +148,7 @@ def test_the_import_checks_can_fail() -> None:
     source = "from . import adam\nfrom ..errors import L2PathError\nfrom .adam import adam\n"
     found = imports(ast.parse(source), "l2path.optimizers", True, known)
     assert found == {"l2path.optimizers.adam": 1, "l2path.errors": 2}
-    assert imports(ast.parse("from .. import path"), "l2path.optimizers.adam", False, known) == {
-        "l2path.path": 1
-    }
+    assert imports(ast.parse("from .. import path"), "l2path.optimizers.adam", False, known) == {"l2path.path": 1}
 
     bad = {"l2path.path": {"l2path.errors": 1}, "l2path.errors": {"l2path.path": 2}}
     assert upward(bad) == ["l2path.errors:2 imports l2path.path, which is above it"]

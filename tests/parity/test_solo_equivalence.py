@@ -134,8 +134,9 @@ def test_swept_decay_is_adamw_weight_decay() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
-def test_swept_decay_per_parameter() -> None:
-    optimizer = l2path.adamw(lr=0.02, decay={"*": 0.01})
+@pytest.mark.parametrize("decay", [{"*": 0.01}, 0.01, l2path.weights_only(0.01)], ids=["spec", "number", "weights"])
+def test_swept_decay_per_parameter(decay: Any) -> None:
+    optimizer = l2path.adamw(lr=0.02, decay=decay)
     result = train(smooth, CASES[0], optimizer=optimizer, sweep={"decay": {"0.weight": [0.5, 0.1], "*": 0.0}})
     for k, decay in enumerate([0.5, 0.1]):
 
@@ -223,3 +224,18 @@ def test_float32_members_equal_their_solo_runs() -> None:
     )  # fmt: skip
     assert result.params["0.weight"].dtype == torch.float32
     assert_trees_close(result.member(2).params, dict(module.named_parameters()), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
+def test_decay_of_weights_only_is_the_usual_adamw_practice() -> None:
+    swept = train(smooth, CASES[0], optimizer=l2path.adamw(lr=0.02), sweep={"decay": l2path.weights_only([0.5, 0.1])})
+    built = train(smooth, CASES[0], optimizer=l2path.adamw(lr=0.02, decay=l2path.weights_only(0.5)), lambdas=[0.0])
+
+    def build(params: list[Tensor]) -> torch.optim.Optimizer:
+        groups = [{"params": [p for p in params if p.ndim == 2]}, {"params": [p for p in params if p.ndim < 2]}]
+        return torch.optim.AdamW([groups[0] | {"weight_decay": 0.5}, groups[1] | {"weight_decay": 0.0}], lr=0.02)
+
+    module, _ = handwritten(smooth, classes(), build, {"0.bias": 0.0}, epochs=EPOCHS)
+    assert_trees_close(swept.member(0).params, dict(module.named_parameters()), RTOL)
+    assert_trees_close(built.member(0).params, dict(module.named_parameters()), RTOL)
+    assert swept.best.index in (0, 1)

@@ -64,7 +64,7 @@ def adagrad(
         What is added to the denominator, >= 0.
     schedule : callable, optional
         A function of the number of updates done to a factor of ``lr``, such as
-        :func:`l2path.optimizers.cosine`.
+        :func:`l2path.schedules.cosine`.
 
     Returns
     -------

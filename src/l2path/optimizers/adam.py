@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
@@ -21,7 +22,7 @@ from l2path.optimizers.elementwise import (
     safe_sqrt,
     scheduled,
 )
-from l2path.penalty import WeightsOnly, expand_lambdas
+from l2path.penalty import Names, WeightsOnly, expand_lambdas
 from l2path.types import Grads, LambdaSpec, Params, Updates
 
 
@@ -79,7 +80,7 @@ def adam(
         Whether to divide by the largest second moment so far.
     schedule : callable, optional
         A function of the number of updates done to a factor of ``lr``, such as
-        :func:`l2path.optimizers.cosine`.
+        :func:`l2path.schedules.cosine`.
 
     Returns
     -------
@@ -167,7 +168,15 @@ def adamw(
     """
     is_spec = isinstance(decay, (Mapping, WeightsOnly)) or getattr(decay, "ndim", 0) > 0
     decay = decay if is_spec else check_scalar("decay", decay)
-    return _build("adamw", lr, betas, eps, amsgrad, decay, schedule)
+    built = _build("adamw", lr, betas, eps, amsgrad, decay, schedule)
+    if not is_spec:
+        return built
+
+    def bind(names: Names) -> Optimizer:
+        resolved = expand_lambdas(names, decay, argument="decay")
+        return _build("adamw", lr, betas, eps, amsgrad, resolved, schedule)
+
+    return replace(built, bind=bind)
 
 
 def _build(

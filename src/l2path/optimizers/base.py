@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from l2path.errors import ArgumentError, nearest
+from l2path.penalty import Names
 from l2path.types import Grads, OptState, Params, Updates
 
 
@@ -34,6 +35,8 @@ class Optimizer:
     kind : {"optimizer", "transform"}
         An optimizer returns steps (downhill); a transform returns gradients (uphill), and has to be
         chained in front of an optimizer.
+    bind : callable, optional
+        See :meth:`bound`.
 
     Notes
     -----
@@ -59,6 +62,14 @@ class Optimizer:
     config: Mapping[str, object] = field(default_factory=dict)
     parts: tuple[Optimizer, ...] = ()
     kind: Literal["optimizer", "transform"] = "optimizer"
+    bind: Callable[[Names], Optimizer] | None = field(default=None, repr=False)
+
+    def bound(self, names: Names) -> Optimizer:
+        """Return this optimizer with specs by parameter resolved against a module's names.
+
+        ``init`` sees a dict of parameters alone, which says nothing of aliases and of layer types.
+        """
+        return self if self.bind is None else self.bind(names)
 
     def __repr__(self) -> str:
         return call_repr(self.name, self.parts, self.config)

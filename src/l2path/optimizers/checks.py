@@ -104,7 +104,7 @@ def check_schedule(schedule: Schedule | None) -> Schedule | None:
             "schedule",
             got=f"{schedule!r} ({type(schedule).__name__})",
             expected="a function from the number of updates done to a factor of lr",
-            remedy="build one, for example l2path.optimizers.cosine(steps=1000)",
+            remedy="build one, for example l2path.schedules.cosine(steps=1000)",
         )
     return schedule
 

@@ -102,7 +102,26 @@ def set_hyper(state: OptState, name: str | Path, value: Scalar | Mapping[str, Sc
                 expected=f"one of {[p for held in paths.values() for p in held]}",
                 remedy="take a path from hyper_paths(state)",
             )
+    if path[-1] == "decay" and isinstance(value, Mapping):
+        # Built with one number, adamw takes one decay for each parameter as well.
+        owner = _at(state, path[:-2])
+        one = owner.hyper["decay"]
+        if isinstance(one, Tensor):
+            state = _with_decays(state, path[:-2], dict.fromkeys(owner.exp_avg, one))
     return _replaced(state, path, value)
+
+
+def _with_decays(node: OptState, path: Path, decays: dict[str, Tensor]) -> OptState:
+    if not path:
+        return node._replace(hyper={**node.hyper, "decay": decays})
+    items = [_with_decays(item, path[1:], decays) if i == path[0] else item for i, item in enumerate(node)]
+    return tuple(items)
+
+
+def _at(node: OptState, path: Path) -> OptState:
+    for key in path:
+        node = getattr(node, key) if isinstance(key, str) else node[key]
+    return node
 
 
 def _only(name: str, paths: Mapping[str, list[Path]]) -> Path:

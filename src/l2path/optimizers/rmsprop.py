@@ -75,7 +75,7 @@ def rmsprop(
         Where rounding makes the variance negative it counts as 0, where torch gives NaN.
     schedule : callable, optional
         A function of the number of updates done to a factor of ``lr``, such as
-        :func:`l2path.optimizers.cosine`.
+        :func:`l2path.schedules.cosine`.
 
     Returns
     -------

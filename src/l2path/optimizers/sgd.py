@@ -67,7 +67,7 @@ def sgd(
         Nesterov's momentum; needs momentum and no dampening.
     schedule : callable, optional
         A function of the number of updates done to a factor of ``lr``, such as
-        :func:`l2path.optimizers.cosine`.
+        :func:`l2path.schedules.cosine`.
 
     Returns
     -------

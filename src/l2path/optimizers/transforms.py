@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from l2path.optimizers.elementwise import (
     init_scalars,
     real_view,
 )
+from l2path.penalty import Names
 from l2path.types import Grads, OptState, Params, Updates
 
 
@@ -99,7 +100,11 @@ def chain(*transforms: Optimizer) -> Optimizer:
             states.append(new)
         return grads, tuple(states)
 
-    return Optimizer(init, update, "chain", parts=transforms, kind="optimizer" if steppers else "transform")
+    def bind(names: Names) -> Optimizer:
+        return chain(*(t.bound(names) for t in transforms))
+
+    kind: Literal["optimizer", "transform"] = "optimizer" if steppers else "transform"
+    return Optimizer(init, update, "chain", parts=transforms, kind=kind, bind=bind)
 
 
 def clip_by_global_norm(max_norm: Scalar) -> Optimizer:

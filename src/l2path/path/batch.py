@@ -145,7 +145,14 @@ def batch_train(
     check_loss(loss_fn)
     check_optimizer(optimizer)
     seeds_ = _seeds(seed, seeds)
-    with forked_rng(_device_of(module)), torch.inference_mode(False), torch.enable_grad():
+    with (
+        forked_rng(_device_of(module)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        # vmap says so of operations that it runs member by member: they are right, and the user cannot help it.
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         fns = {s: _functional(module, s) for s in seeds_}
         table = build_members(describe(fns[seeds_[0]]), lambdas=lambdas, sweep=sweep, seeds=seeds_, members=members)
         for s in table.seeds:
@@ -215,7 +222,10 @@ def _train(
     """Check everything on the first batch, then train."""
     seed = table.seeds[0]
     preflight.check_one_row(fns[seed], sources[seed])
-    peeked = {id(source): _Peeked(source, s) for s, source in sources.items()}
+    peeked: dict[int, _Peeked] = {}
+    for s, source in sources.items():
+        if id(source) not in peeked:  # a stream is read once for all seeds
+            peeked[id(source)] = _Peeked(source, s)
     batch = peeked[id(sources[seed])].first
     preflight.has_rows(batch)
     loss = data_loss(fns[seed], loss_fn)
@@ -239,8 +249,9 @@ def _train(
         one_state._replace(opt_state=repeat(one_state.opt_state, len(table))), table, every, names
     )
     if not isinstance(grad_transform, Optimizer):
-        preflight.warn_stability(optimizer, hyper_state, table.strengths(names, every))
-        preflight.warn_mixed_decay(optimizer, one_state, table.lambdas is not None, {**sweep, **table.hyper})
+        strengths = table.strengths(names, every)
+        preflight.warn_stability(optimizer, hyper_state, strengths)
+        preflight.warn_mixed_decay(optimizer, one_state, strengths, {**sweep, **table.hyper})
 
     anchors = {s: _anchor(fn, anchor) for s, fn in fns.items()}
     steps = {}

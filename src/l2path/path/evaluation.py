@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -159,7 +160,15 @@ def row_scores(
     """
     members = members_of(outputs)
     n = next(tensor_leaves(targets)).shape[0]
+    with warnings.catch_warnings():
+        # What a score warns of when it is given one row was asked for by nobody.
+        warnings.simplefilter("ignore")
+        return _row_scores(outputs, targets, function, whole, members, n)
 
+
+def _row_scores(
+    outputs: Tree, targets: Tree, function: Callable[[Any, Any], Any], whole: FloatArray, members: int, n: int
+) -> tuple[FloatArray | None, str | None]:
     def one(output: Tree, target: Tree) -> Any:
         return function(*tree_map(lambda x: x.unsqueeze(0), (output, target)))
 

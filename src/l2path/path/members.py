@@ -94,7 +94,7 @@ class Members:
         return out
 
     def totals(self, names: Names) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return ``[2, K]`` totals ``sum(strength * numel)`` of lambda and of decay: how strongly each member shrinks."""
+        """Return ``[2, K]`` totals ``sum(strength * numel)`` of lambda and of decay: each member's shrinkage."""
         out = np.zeros((2, len(self)))
         decay = self.hyper.get("decay")
         for row, (axis, key) in enumerate(((self.lambdas, "lambda"), (decay, "decay"))):

@@ -69,8 +69,10 @@ class Member:
         Of validation, by the score that decides; NaN without validation or after divergence.
     status : str
         "trained", "stopped" (by ``on_epoch``) or "diverged".
-    params, buffers : dict of str to Tensor
-        Views of the result's.
+    params : dict of str to Tensor
+        Its weights, views of the result's.
+    buffers : dict of str to Tensor
+        Its buffers.
     """
 
     index: int
@@ -287,17 +289,18 @@ class Outcome:
         side = boundary_side(point, values)
         if side is None:
             return None
-        value, n = float(values[point]), len(values)
+        if np.ptp(self.cvm[np.isfinite(self.cvm)]) == 0:
+            return None  # all the same: no edge is better
+        value, n = float(values[point]), max(len(values), 10)
         low, high = (value, value * 1e3) if side == "high" else (value / 1e3, value)
         long = [n for n, size in zip(self.table.axis_names, self.table.shape, strict=True) if size > 1]
         what = long[0] if long else "lambda"
         if not all(isinstance(label, float) for label in self._labels(what)):
             factor = "10^3 times larger" if side == "high" else "10^3 times smaller"
             return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
-        return (
-            f"the best {what}, {value:.4g}, is the {side} end of the grid. "
-            f"Try next: l2path.lambda_grid({low:.4g}, {high:.4g}, {n})"
-        )
+        grid = f"l2path.lambda_grid({low:.4g}, {high:.4g}, {n})"
+        grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
+        return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"
 
     def _labels(self, axis: str) -> tuple[Any, ...]:
         if axis == "lambda" and self.table.lambdas is not None:

@@ -49,7 +49,8 @@ def check_one_row(fn: Functional, source: Source) -> None:
 def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
     """Run the module and the loss once on the first batch, and say what fails."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             loss(fn.params, fn.buffers, batch)
     except ArgumentError:
         raise
@@ -61,6 +62,15 @@ def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
             expected=f"batches that {type(fn.template).__name__} ({fn.dtype}, {fn.device}) and the loss take",
             remedy="call loss_fn(module(inputs), targets) on a batch and mend what it says",
         ) from error
+    for warning in caught:
+        if "different to the input size" in str(warning.message):
+            raise ArgumentError(
+                "data",
+                got=f"targets that broadcast against the outputs: {str(warning.message).split('. ')[0]}",
+                expected="targets of the outputs' shape",
+                remedy="add the missing axis, for example targets.unsqueeze(1)",
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def describe_batch(batch: Batch) -> str:
@@ -150,9 +160,13 @@ def warn_stability(optimizer: Optimizer, state: TrainState, strengths: Lambdas) 
         )
 
 
-def warn_mixed_decay(optimizer: Optimizer, state: TrainState, has_lambdas: bool, sweep: Mapping[str, Any]) -> None:
+def warn_mixed_decay(optimizer: Optimizer, state: TrainState, strengths: Lambdas, sweep: Mapping[str, Any]) -> None:
     """Warn of decoupled decay and an L2 penalty in one run that nobody asked for."""
-    if has_lambdas and "decay" in hyper_paths(state.opt_state) and "decay" not in sweep:
+    if (
+        any(bool(s.any()) for s in strengths.values())
+        and "decay" in hyper_paths(state.opt_state)
+        and "decay" not in sweep
+    ):
         warnings.warn(
             f"{optimizer!r} decays the weights (decoupled) beside the L2 penalty of lambdas: two kinds of shrinkage in "
             "one run. Use adam for the penalty alone, or lambdas=None with sweep={'decay': [...]} for the decay alone",
@@ -190,6 +204,10 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+# Largest difference, relative to the largest number, that rounding in one step explains.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether members can be vmapped, and if not why."""
@@ -214,7 +232,7 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
     seed : int
         Of the random masks.
     """
-    tolerance = 1e-8 if fn.dtype == torch.float64 else 1e-3
+    tolerance = TOLERANCE.get(fn.dtype, 1e-3)
     # Two members that differ, so that what reads one member's values for all of them is noticed.
     state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
 
@@ -233,6 +251,8 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
     except Exception as error:
         return Verdict(False, f"vmap fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
     looped = run_steps("loop", step(grad_with_autograd), state, [batch], (), prepare)
+    untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
+    draws = not torch.equal(torch.default_generator.get_state(), untouched)
     for name, got, want in (
         ("the loss", batched[1][0], looped[1][0]),
         ("the gradient", batched[1][1], looped[1][1]),
@@ -241,7 +261,8 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
         scale = max((float(x.abs().max()) for x in tensor_leaves(want) if x.numel()), default=0.0)
         for g, w in zip(tensor_leaves(got), tensor_leaves(want), strict=True):
             if g.numel() and math.isfinite(scale) and not float((g - w).abs().max()) <= tolerance * scale:
-                return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop")
+                why = " (its random masks come in another order under vmap)" if draws else ""
+                return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
     return Verdict(True, "one vmapped step equals the loop")
 
 

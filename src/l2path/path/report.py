@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from l2path.path.outcome import Outcome
+from l2path.penalty import WeightsOnly
 from l2path.tables import format_table
 
 SHOWN = 64  # members printed in full; of longer paths the ends and the neighbourhood of the best
@@ -97,7 +98,7 @@ def _best(result: Outcome) -> int | None:
 
 def _last(rows: Tensor, epochs: int, k: int) -> str:
     value = float(rows[epochs - 1, k]) if epochs else float("nan")
-    return f"{value:.4f}" if abs(value) >= 0.1 or value == 0 else f"{value:.4g}"
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1e5 or value == 0 else f"{value:.4g}"
 
 
 def show(value: Any) -> str:
@@ -105,11 +106,13 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Tensor):
-        if value.numel() == 1:
-            return f"{float(value):.4g}"
+        if value.numel() == 0 or float(value.min()) == float(value.max()):
+            return f"{float(value.flatten()[0]):.4g}" if value.numel() else "-"
         return f"{float(value.min()):.3g}..{float(value.max()):.3g}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {show(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, WeightsOnly):
+        return f"weights {show(value.spec)}"
     return str(value)
 
 

@@ -40,8 +40,10 @@ class PathResult(Outcome):
     history : dict of str to Tensor, ``[epochs, K]`` float64
         "loss", "penalty" and "objective" (row-weighted means over each epoch's steps, before their updates), "val_loss"
         and "val_<metric>" (at the end of each epoch). NaN from a member's divergence or stop on.
-    params, buffers : dict of str to Tensor, ``[K, ...]``
-        After training; a diverged member keeps its last finite state.
+    params : dict of str to Tensor, ``[K, ...]``
+        Weights after training; a diverged member keeps its last finite state.
+    buffers : dict of str to Tensor, ``[K, ...]``
+        Buffers after training.
     table : Members
         The flat table of members and its axes.
     status : tuple of str, [K]
@@ -59,14 +61,14 @@ class PathResult(Outcome):
         How sure the choice is.
     """
 
-    def predict(self, inputs: Any, members: Sequence[int] | None = None, *, batch_size: int = 1024) -> Tree:
+    def predict(self, inputs: Any, members: int | Sequence[int] | None = None, *, batch_size: int = 1024) -> Tree:
         """Return outputs in eval mode.
 
         Parameters
         ----------
         inputs : Tensor, array, tuple or dict of these
             ``[B, ...]``; a tuple becomes positional arguments, a dict keyword arguments.
-        members : sequence of int, optional
+        members : int or sequence of int, optional
             Which members, in this order; all of them by default.
         batch_size : int
             Rows at a time.
@@ -81,7 +83,8 @@ class PathResult(Outcome):
         ArgumentError
             For inputs without rows, with NaN, or of lengths that differ, and for members out of range.
         """
-        chosen = [self._check_index(k) for k in (range(len(self)) if members is None else members)]
+        wanted = range(len(self)) if members is None else np.atleast_1d(np.asarray(members)).tolist()
+        chosen = [self._check_index(k) for k in wanted]
         if not chosen:
             raise ArgumentError("members", got="none", expected="at least one", remedy="leave members out for all")
         fn = self.functionals[self.table.seeds[chosen[0]]][0]

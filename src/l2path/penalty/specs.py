@@ -201,10 +201,10 @@ def check_strengths(value: Tensor, argument: str) -> None:
     except RuntimeError:  # inside vmap values cannot be read; there the caller checks before
         return
     if not good:
-        bad = value[~(torch.isfinite(value) & (value >= 0))].flatten()[:3].tolist()
+        bad = value[~(torch.isfinite(value) & (value >= 0))].flatten()[:3]
         raise ArgumentError(
             argument,
-            got=f"the values {bad}",
+            got=f"the values {', '.join(f'{float(b):.6g}' for b in bad)}",
             expected="finite values >= 0",
             remedy="use 0 for no penalty; check the grid for NaN",
         )
