@@ -15,11 +15,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 # A line that each example must print, as a regular expression.
 EXPECTED = {
-    "adamw_decay": r"decay",
-    "digits_path": r"lambda",
-    "from_a_loop": r"lambda",
-    "per_layer": r"lambda",
-    "ridge": r"lambda",
+    "adamw_decay": r"^best decay [0-9.e-]+: validation loss 0\.2\d+$",
+    "digits_path": r"^best lambda [0-9.e-]+: test accuracy 0\.9\d+ \(95 % interval 0\.9\d+ to 0\.9\d+\)$",
+    "from_a_loop": r"^member 24 is the loop above \(lambda 0\.01\): largest difference of any weight \d\.\de-0[6-9]$",
+    "per_layer": r"^best per layer: \{'0\.weight': .*\}, validation loss 0\.1\d+$",
+    "ridge": r"^largest difference from the exact weights and intercepts: \d\.\de-1\d$",
 }
 
 

@@ -37,7 +37,8 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "tables", "trees", "types"}),
 )
 FACES = ROWS[1]
-FACE_MODULES = {"l2path.path.figures"}  # what result.plot() draws with; imports matplotlib when called
+# What result.plot() draws with, and its type: both import matplotlib when it is called, or for checking types alone.
+FACE_MODULES = {"l2path.path.figures", "l2path.path.result"}
 RUNTIME = {"torch", "numpy"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -39,6 +40,10 @@ def train(make: Callable[[], nn.Module], case: Case, **options: Any) -> l2path.P
         "validation": classes(40, 2), "select": "val_loss",
     }  # fmt: skip
     return l2path.batch_train(make(), classes(), **(settings | options))
+
+
+def at_rate(case: Case, lr: float) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+    return lambda params: case.build_torch(params, lr)
 
 
 def solo_lambdas(result: l2path.PathResult, k: int) -> dict[str, Tensor]:
@@ -113,7 +118,7 @@ def test_swept_lr_is_crossed_with_lambda() -> None:
         assert member.hyper == {"lr": rates[k // 8]}
         assert member.lambdas == pytest.approx(float(GRID[k % 8]))
         module, _ = handwritten(
-            smooth, classes(), lambda p, lr=member.hyper["lr"]: case.build_torch(p, lr), solo_lambdas(result, k),
+            smooth, classes(), at_rate(case, member.hyper["lr"]), solo_lambdas(result, k),
             epochs=EPOCHS,
         )  # fmt: skip
         assert_trees_close(member.params, dict(module.named_parameters()), RTOL)
@@ -125,7 +130,7 @@ def test_swept_decay_is_adamw_weight_decay() -> None:
     result = train(smooth, CASES[0], optimizer=l2path.adamw(lr=0.02), lambdas=None, sweep={"decay": decays})
     for k, decay in enumerate(decays):
         module, _ = handwritten(
-            smooth, classes(), lambda p, d=decay: torch.optim.AdamW(p, lr=0.02, weight_decay=d), {"0.bias": 0.0},
+            smooth, classes(), partial(torch.optim.AdamW, lr=0.02, weight_decay=decay), {"0.bias": 0.0},
             epochs=EPOCHS,
         )  # fmt: skip
         assert_trees_close(result.member(k).params, dict(module.named_parameters()), RTOL)
@@ -189,12 +194,12 @@ def test_seeds_vary_weights_order_and_masks() -> None:
 
 @pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
 def test_explicit_members() -> None:
-    rows = [{"lambdas": 0.1, "lr": 0.05, "seed": 4}, {"lambdas": {"0.*": 0.2}, "lr": 0.02, "seed": 0}]
+    rows: list[dict[str, Any]] = [{"lambdas": 0.1, "lr": 0.05, "seed": 4}, {"lambdas": {"0.*": 0.2}, "lr": 0.02, "seed": 0}]
     case = CASES[1]
     result = train(smooth, case, members=rows)
     for k, row in enumerate(rows):
         module, _ = handwritten(
-            smooth, classes(), lambda p, lr=row["lr"]: case.build_torch(p, lr), solo_lambdas(result, k),
+            smooth, classes(), at_rate(case, row["lr"]), solo_lambdas(result, k),
             epochs=EPOCHS, seed=row["seed"],
         )  # fmt: skip
         assert_trees_close(result.member(k).params, dict(module.named_parameters()), RTOL)

@@ -168,7 +168,7 @@ def test_the_call_without_changes_works() -> None:
 
 def test_best_without_validation() -> None:
     result = call()
-    with pytest.raises(l2path.NoScoreError, match="always choose the weakest lambda.*pass validation"):
+    with pytest.raises(l2path.NoScoreError, match=r"always choose the weakest lambda.*pass validation"):
         _ = result.best
     assert "No validation data" in str(result)
 

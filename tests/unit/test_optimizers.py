@@ -235,7 +235,8 @@ class TestHyperparameters:
                 "Remedy: give the path of the one you mean: (0, 'hyper', 'max_value') or (2,",
             ),
             (sgd(), (0, "hyper", "lr"), 1.0, "got the path (0, 'hyper', 'lr'); expected one of [('hyper', 'lr')]"),
-            (adamw(), "decay", {"w": 0.1}, "value: got values by parameter; expected one number"),
+            (adamw(), "decay", {"w": 0.1}, "value: got values for ['w']; expected one for each of"),
+            (adamw(), "lr", {"w": 0.1}, "value: got values by parameter; expected one number"),
             (adamw(decay={"w": 0.1}), "decay", {"w": 0.1}, "value: got values for ['w']; expected one for each of"),
         ],
     )

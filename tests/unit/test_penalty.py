@@ -61,7 +61,7 @@ def floats(strengths: Dict) -> dict[str, float]:
     return {name: float(value) for name, value in strengths.items()}
 
 
-def refused(argument: str, match: str, call: Callable[[], object]) -> ArgumentError:
+def refused(argument: str, match: str | None, call: Callable[[], object]) -> ArgumentError:
     with pytest.raises(ArgumentError, match=match) as info:
         call()
     error = info.value
@@ -186,7 +186,9 @@ def test_element_wise_zeros_of_an_empty_parameter_are_fine() -> None:
         (torch.complex128, torch.float64),
     ],
 )
-@pytest.mark.parametrize("leaf", [0.5, 1, np.float32(0.5), torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 2])])
+@pytest.mark.parametrize(
+    "leaf", [0.5, 1, np.float32(0.5), torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 2])]
+)
 def test_strengths_are_real_and_at_least_float32(param: torch.dtype, expected: torch.dtype, leaf: Any) -> None:
     assert expand_lambdas({"w": torch.zeros(2, dtype=param)}, leaf)["w"].dtype == expected
 
@@ -202,14 +204,14 @@ def test_strengths_are_on_the_device_of_their_parameter() -> None:
 def test_bad_leaves_are_refused_by_name(leaf: Any, message: str) -> None:
     params = {"w": torch.zeros(2), "b": torch.zeros(2)}
     for spec in (leaf, {"w": leaf}):
-        error = refused("lambdas", "", lambda spec=spec: expand_lambdas(params, spec))  # type: ignore[misc]
+        error = refused("lambdas", None, lambda spec=spec: expand_lambdas(params, spec))  # type: ignore[misc]
         assert "'w'" in error.argument
         assert message in error.got
 
 
 def test_the_first_bad_elements_are_shown() -> None:
     leaf = torch.tensor([0.0, -1.0, float("nan"), 2.0, -3.0, -4.0])
-    error = refused("lambdas", "", lambda: expand_lambdas({"w": torch.zeros(6)}, leaf))
+    error = refused("lambdas", None, lambda: expand_lambdas({"w": torch.zeros(6)}, leaf))
     assert error.got == "the values -1, nan, -3"
 
 
@@ -314,17 +316,13 @@ def test_the_table_says_why() -> None:
     model = Tied()
     model.body.bias.requires_grad_(False)
     spec = {"*": 0.1, "head.weight": 2, "body.*": torch.tensor([[1.0], [2.0], [2.0], [3.0]])}
-    assert str(lambda_table(model, spec)) == "\n".join(
-        [
-            "parameter     shape  lambda  why",
-            "embed.weight  [7, 4]       2  alias 'head.weight'".replace("[7, 4]       2", "[7, 4]       2"),
-            "body.weight  [4, 4]  1 to 3  pattern 'body.*'",
-            "head.bias       [7]     0.1  the default '*'",
-            "body.bias       [4]       0  frozen (requires_grad=False)",
-        ]
-    ).replace("parameter     shape", "parameter      shape").replace("body.weight  ", "body.weight   ").replace(
-        "head.bias       ", "head.bias        "
-    ).replace("body.bias       ", "body.bias        ")
+    expected = """
+parameter      shape  lambda  why
+embed.weight  [7, 4]       2  alias 'head.weight'
+body.weight   [4, 4]  1 to 3  pattern 'body.*'
+head.bias        [7]     0.1  the default '*'
+body.bias        [4]       0  frozen (requires_grad=False)"""
+    assert str(lambda_table(model, spec)) == expected[1:]
 
 
 def test_the_table_of_weights_only_names_the_reason() -> None:
@@ -430,11 +428,22 @@ def test_the_penalty_under_vmap_and_grad() -> None:
     assert_trees_close(by_lambda, 0.5 * params["w"].square().sum((1, 2)))
 
 
-@pytest.mark.slow
-def test_the_penalty_compiles_without_graph_breaks() -> None:
+def compiled_penalty(spec: Callable[[Tensor], Any]) -> float:
     params = {"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])}
-    compiled = torch.compile(lambda p, lam: l2_penalty(p, {"*": 1.0, "w": lam}), backend="aot_eager", fullgraph=True)
-    assert float(compiled(params, torch.tensor(0.2))) == pytest.approx(0.1 * 25 + 0.5)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda p, lam: l2_penalty(p, spec(lam)), backend="aot_eager", fullgraph=True)
+    return float(compiled(params, torch.tensor(0.2)))
+
+
+def test_the_penalty_compiles_without_graph_breaks() -> None:
+    assert compiled_penalty(lambda lam: lam) == pytest.approx(0.1 * 26)
+    assert compiled_penalty(lambda lam: {"w": lam, "b": 2 * lam}) == pytest.approx(0.1 * 25 + 0.2)
+
+
+def test_a_spec_by_name_compiles_without_graph_breaks_and_warnings() -> None:
+    # fnmatch caches its patterns with functools.lru_cache, of which dynamo warns.
+    assert compiled_penalty(lambda lam: {"w": lam}) == pytest.approx(0.1 * 25)
+    assert compiled_penalty(lambda lam: {"*": 1.0, "w": lam}) == pytest.approx(0.1 * 25 + 0.5)
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
@@ -446,14 +455,14 @@ def test_strengths_by_parameter_name_are_checked_like_any_spec(bad: float) -> No
 
 @pytest.mark.parametrize("bad", [torch.ones(3, 2), torch.ones(3), torch.tensor(1j), torch.tensor(True)])
 def test_shapes_and_dtypes_of_strengths_by_name_are_checked(bad: Tensor) -> None:
-    refused("lambdas", "", lambda: l2_penalty({"w": torch.ones(2)}, {"w": bad}))
+    refused("lambdas", None, lambda: l2_penalty({"w": torch.ones(2)}, {"w": bad}))
 
 
 def test_anchors_are_checked() -> None:
     params = {"weight": torch.zeros(2), "bias": torch.zeros(1)}
     error = refused("anchor", "the name 'wieght'", lambda: l2_penalty(params, 1.0, {"wieght": torch.zeros(2)}))
     assert "'weight'" in error.remedy
-    error = refused("anchor", "", lambda: l2_penalty(params, 1.0, {"weight": torch.zeros(3)}))
+    error = refused("anchor", None, lambda: l2_penalty(params, 1.0, {"weight": torch.zeros(3)}))
     assert error.got == "[3] for 'weight'"
     assert "[2]" in error.expected
     # The wrong type is the point.
@@ -461,7 +470,7 @@ def test_anchors_are_checked() -> None:
 
 
 def test_an_anchor_without_finite_numbers_is_refused() -> None:
-    refused("anchor", "", lambda: l2_penalty({"w": torch.ones(2)}, 1.0, {"w": torch.tensor([0.0, float("nan")])}))
+    refused("anchor", None, lambda: l2_penalty({"w": torch.ones(2)}, 1.0, {"w": torch.tensor([0.0, float("nan")])}))
 
 
 def test_a_checked_anchor_is_owned_and_constant() -> None:
@@ -494,7 +503,7 @@ def test_grid_ends_are_exact_and_steps_are_even(low: float, high: float, n: int)
 
 
 def test_a_grid_by_hand() -> None:
-    assert_trees_close(lambda_grid(0.01, 1.0, 3), [1.0, 0.1, 0.01] and torch.tensor([1.0, 0.1, 0.01]).double(), 1e-7)
+    assert_trees_close(lambda_grid(0.01, 1.0, 3), np.array([1.0, 0.1, 0.01]), rtol=1e-15)
 
 
 def test_zero_comes_last_and_extra() -> None:
@@ -518,19 +527,19 @@ def test_equal_ends_give_equal_values() -> None:
     ("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.1), (0.1, math.inf), (math.nan, 1.0), (0.1, math.nan)]
 )
 def test_bad_ends_are_refused(low: float, high: float) -> None:
-    error = refused("low, high", "", lambda: lambda_grid(low, high, 3))
+    error = refused("low, high", None, lambda: lambda_grid(low, high, 3))
     assert error.got == f"low={low}, high={high}"
     assert "zero=True" in error.remedy
 
 
 @pytest.mark.parametrize("n", [0, -3, 2.5, True, "3", None])
 def test_bad_lengths_are_refused(n: Any) -> None:
-    refused("n", "", lambda: lambda_grid(0.1, 1.0, n))
+    refused("n", None, lambda: lambda_grid(0.1, 1.0, n))
 
 
 def test_ends_that_are_no_numbers_are_refused() -> None:
     # The wrong type is the point.
-    refused("low, high", "", lambda: lambda_grid("0.1", 1.0, 3))  # type: ignore[arg-type]
+    refused("low, high", None, lambda: lambda_grid("0.1", 1.0, 3))  # type: ignore[arg-type]
 
 
 # Axes
@@ -538,7 +547,9 @@ def test_ends_that_are_no_numbers_are_refused() -> None:
 LINEAR = describe(nn.Linear(2, 1))  # weight [1, 2], bias [1]
 
 
-@pytest.mark.parametrize("spec", [[1.0, 0.1], (1, 0.1), np.array([1.0, 0.1]), torch.tensor([1.0, 0.1]).double()])
+@pytest.mark.parametrize(
+    "spec", [[1.0, 0.1], (1, 0.1), np.array([1.0, 0.1]), torch.tensor([1.0, 0.1], dtype=torch.float64)]
+)
 def test_one_axis_for_all(spec: Any) -> None:
     axis = lambda_axis(LINEAR, spec)
     assert len(axis) == 2
@@ -550,8 +561,7 @@ def test_one_axis_for_all(spec: Any) -> None:
 def test_a_list_of_0d_tensors_is_a_list_of_numbers() -> None:
     axis = lambda_axis(LINEAR, list(lambda_grid(0.1, 1.0, 2)))
     assert axis.labels == (1.0, 0.1)
-    axis = lambda_axis(LINEAR, [torch.tensor(1.0, requires_grad=True), torch.tensor(0.5)])
-    assert axis.labels == (1.0, 0.5)
+    assert axis.strengths["weight"].tolist() == pytest.approx([1.0, 0.1])
 
 
 def test_patterns_are_zipped_and_0d_leaves_are_shared() -> None:
@@ -581,11 +591,13 @@ def test_a_shared_element_wise_leaf_has_a_leading_one() -> None:
     assert axis.strengths["weight"].shape == (3, 1, 2)
     assert torch.equal(axis.strengths["weight"][2], shared[0])
     # Without it the first axis would be read as lambdas, and is refused where it has another length.
-    refused("lambdas", "leading axes", lambda: lambda_axis(LINEAR, {"weight": torch.ones(2, 2), "bias": [1.0, 2.0, 3.0]}))
+    refused(
+        "lambdas", "leading axes", lambda: lambda_axis(LINEAR, {"weight": torch.ones(2, 2), "bias": [1.0, 2.0, 3.0]})
+    )
 
 
 def test_the_shape_behind_the_axis_has_to_broadcast() -> None:
-    error = refused("lambdas (parameter 'weight')", "", lambda: lambda_axis(LINEAR, {"weight": torch.ones(4, 3)}))
+    error = refused("lambdas (parameter 'weight')", None, lambda: lambda_axis(LINEAR, {"weight": torch.ones(4, 3)}))
     assert error.got == "shape [3] after the lambda axis"
 
 
@@ -617,7 +629,7 @@ def test_weights_only_of_a_list_of_specs() -> None:
 
 
 def test_lengths_that_differ_are_refused_with_all_lengths() -> None:
-    error = refused("lambdas", "", lambda: lambda_axis(LINEAR, {"weight": [1.0, 2.0], "bias": [1.0, 2.0, 3.0]}))
+    error = refused("lambdas", None, lambda: lambda_axis(LINEAR, {"weight": [1.0, 2.0], "bias": [1.0, 2.0, 3.0]}))
     assert error.got == "leading axes of lengths {'weight': 2, 'bias': 3}"
     assert "list of L specs" in error.remedy
 
@@ -652,4 +664,4 @@ def test_specs_without_an_axis_are_refused(spec: Any) -> None:
     ids=str,
 )
 def test_bad_values_on_an_axis_are_refused(spec: Any) -> None:
-    refused("sweep", "", lambda: lambda_axis(LINEAR, spec, "sweep"))
+    refused("sweep", None, lambda: lambda_axis(LINEAR, spec, "sweep"))

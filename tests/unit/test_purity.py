@@ -104,7 +104,7 @@ def assert_same(after: Any, before: Any, name: str) -> None:
 
 GLOBALS: dict[str, Callable[[], Any]] = {
     "torch generator": torch.get_rng_state,
-    "numpy generator": lambda: np.random.get_state()[1],
+    "numpy generator": lambda: np.random.get_state(legacy=False)["state"]["key"],
     "python generator": random.getstate,
     "grad mode": torch.is_grad_enabled,
     "default dtype": torch.get_default_dtype,

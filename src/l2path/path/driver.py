@@ -19,7 +19,7 @@ from torch import Tensor
 from l2path.data import Source, batch_rows, blocks, epoch_seed, step_seed
 from l2path.engine import Engine, Step, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError
-from l2path.functional import Functional
+from l2path.functional import Functional, seed_generators
 from l2path.path.evaluation import Validation, score
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState
@@ -230,11 +230,11 @@ class Driver:
     def _steps(
         self, chunk: Chunk, state: TrainState, batches: list[Batch], strengths: Lambdas, offset: int = 0
     ) -> tuple[TrainState, Metrics]:
-        # Masks are a function of (seed, step) alone; manual_seed seeds the accelerators' generators too.
-        seed = chunk.group.seed
+        # Masks are a function of (seed, step) alone.
+        seed, device = chunk.group.seed, chunk.group.fn.device
 
         def prepare(t: int) -> None:
-            torch.manual_seed(step_seed(seed, chunk.group.step + offset + t))
+            seed_generators(device, step_seed(seed, chunk.group.step + offset + t))
 
         result = run_steps(self.engine.kind, chunk.group.train_step, state, batches, strengths, prepare)
         return TrainState(*result[0]), Metrics(*result[1])
@@ -281,7 +281,7 @@ class Driver:
             for name in self.validation.names:
                 table[name] = np.full(self.members, np.nan)
             for chunk in self.chunks:
-                torch.manual_seed(step_seed(chunk.group.seed, chunk.group.step))
+                seed_generators(chunk.group.fn.device, step_seed(chunk.group.seed, chunk.group.step))
                 found = score(self.eval_kind, chunk.group.eval_fn, chunk.state, self.validation)
                 for name, values in found.items():
                     table[name][chunk.members] = values.cpu().numpy()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe and Ito 2008: colour-blind safe
+LOG_RATIO = 8  # of the largest to the smallest value, beyond which an axis is logarithmic
 CURVES = 12  # training curves drawn, evenly spread over the path
 
 
@@ -110,7 +111,7 @@ def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | N
         axis.plot(x[order], y[order], "o-", color=BLUE, markersize=4)
     axis.set_ylabel(result.select.name)
     finite = y[np.isfinite(y)]
-    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+    if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
         axis.set_yscale("log")
     _mark(axis, x, chosen, result)
     axis.legend(fontsize=8, frameon=False)
@@ -157,9 +158,16 @@ def _curves(axis: Axes, result: Outcome) -> None:
     axis.set_ylabel(name)
     axis.set_title("Training")
     finite = rows[np.isfinite(rows)]
-    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+    if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
         axis.set_yscale("log")
-    axis.legend(fontsize=6, frameon=False, ncols=2, title=" / ".join(result.table.axis_names), title_fontsize=7)
+    axis.legend(
+        fontsize=7,
+        frameon=False,
+        title=" / ".join(result.table.axis_names),
+        title_fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
 
 
 def _final(result: Outcome, name: str) -> FloatArray:

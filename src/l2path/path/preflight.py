@@ -22,7 +22,7 @@ from l2path.errors import (
     StabilityWarning,
     UnusedParameterWarning,
 )
-from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func, unused_parameters
+from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func, seed_generators, unused_parameters
 from l2path.optimizers import Optimizer, hyper_paths
 from l2path.path.evaluation import Validation, forward, scores_of_outputs
 from l2path.training import DataLoss, FullLoss, TrainState, split_batch
@@ -244,7 +244,7 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
         return one
 
     def prepare(t: int) -> None:
-        torch.manual_seed(step_seed(seed, t))
+        seed_generators(fn.device, step_seed(seed, t))
 
     try:
         batched = run_steps("vmap", step(grad_with_torch_func), state, [batch], (), prepare)
