@@ -78,7 +78,9 @@ def main() -> None:
     with torch.no_grad():
         tested = float(accuracy(best.eval()(inputs), targets))
     low, high = wilson(tested, len(targets))
-    print(f"\nbest lambda {result.best.lambdas:.4g}: test accuracy {tested:.3f} (95 % interval {low:.3f} to {high:.3f})")
+    print(
+        f"\nbest lambda {result.best.lambdas:.4g}: test accuracy {tested:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    )
 
     start = time.perf_counter()
     loops = [torch_loop(x, y, float(lam)) for lam in lambdas]
@@ -89,7 +91,7 @@ def main() -> None:
         for name, p in module.named_parameters()
     )
     print(
-        f"{len(lambdas)} lambdas, {EPOCHS} epochs: {batched:.2f} s in one batched run (checks and validation included), "
+        f"{len(lambdas)} lambdas, {EPOCHS} epochs: {batched:.2f} s in one batched run (checks, validation and all), "
         f"{looped:.2f} s in a torch.optim loop (training alone): {looped / batched:.1f} times as fast; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )

@@ -79,8 +79,11 @@ class Functional:
         RuntimeError
             For a missing or an unknown name (``functional_call`` with ``strict=True``).
         """
-        # Modules update buffers in place (BatchNorm) or rebind them: clone first, read back after.
-        merged = {**self.frozen, **params, **{k: b.clone() for k, b in buffers.items()}}
+        # Modules update buffers in place (BatchNorm) or rebind them: copy first, read back after. Inside vmap the
+        # copy must be batched as the parameters are, which a sum with their zero is (and a clone is not).
+        p = next(iter(params.values()), None)
+        copies = {k: b.clone() if p is None else b + p.new_zeros((), dtype=b.dtype) for k, b in buffers.items()}
+        merged = {**self.frozen, **params, **copies}
         outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
         return outputs, {k: merged[k] for k in buffers}
 

@@ -483,6 +483,32 @@ def test_what_cannot_be_vmapped_is_looped_and_said() -> None:
         train(module=Branches(), engine="vmap")
 
 
+@pytest.mark.parametrize("validation", [None, (torch.randn(6, 7, 2).double(), torch.zeros(6, 3).double())])
+def test_evaluation_that_cannot_be_vmapped_is_looped(validation: Any) -> None:
+    class Recurrent(nn.Module):
+        """torch cannot vmap an LSTM without its gradient."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.lstm = nn.LSTM(2, 4, batch_first=True).double()
+            self.head = nn.Linear(4, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.head(self.lstm(x)[0][:, -1])
+            assert isinstance(out, Tensor)
+            return out
+
+    x = torch.randn(9, 7, 2, generator=torch.Generator().manual_seed(0)).double()
+    data = (x, x[:, -1, :1].expand(9, 3) ** 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        with pytest.warns(l2path.EngineWarning, match="evaluation cannot be vmapped"):
+            result = train(module=Recurrent(), data=data, loss_fn=F.mse_loss, validation=validation)
+    assert result.engine.kind == "vmap"
+    assert_trees_close(result.predict(x)[2], result.member(2).module().eval()(x).detach(), 1e-12)
+
+
 def test_random_masks_that_differ_under_vmap_are_looped() -> None:
     class Transposed(nn.Module):
         """Dropout on a transposed activation: vmapped masks come in another order."""

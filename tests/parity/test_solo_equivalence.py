@@ -194,7 +194,10 @@ def test_seeds_vary_weights_order_and_masks() -> None:
 
 @pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
 def test_explicit_members() -> None:
-    rows: list[dict[str, Any]] = [{"lambdas": 0.1, "lr": 0.05, "seed": 4}, {"lambdas": {"0.*": 0.2}, "lr": 0.02, "seed": 0}]
+    rows: list[dict[str, Any]] = [
+        {"lambdas": 0.1, "lr": 0.05, "seed": 4},
+        {"lambdas": {"0.*": 0.2}, "lr": 0.02, "seed": 0},
+    ]
     case = CASES[1]
     result = train(smooth, case, members=rows)
     for k, row in enumerate(rows):

@@ -269,7 +269,7 @@ def test_weights_only_by_type_and_name(model: nn.Module, expected: set[str]) -> 
 
 
 def test_a_parametrized_bias_is_a_bias() -> None:
-    model = nn.Sequential(weight_norm(nn.Linear(2, 2), name="bias", dim=None))
+    model = nn.Sequential(weight_norm(nn.Linear(2, 2), name="bias"))
     assert {"0.parametrizations.bias.original0", "0.parametrizations.bias.original1"} <= free(model)
 
 

@@ -282,9 +282,9 @@ def _train(
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]
             chunks.append(Chunk(groups[s], part, *stacked(part, s)))
-    eval_kind: str = chosen.kind
+    eval_kind = preflight.evaluation_kind(fns[seed], groups[seed].eval_fn, batch, loss_fn, chosen.kind)
     if val is not None:
-        eval_kind = preflight.check_validation(fns[seed], groups[seed].eval_fn, val, chosen.kind)
+        preflight.check_validation(fns[seed], groups[seed].eval_fn, val)
 
     driver = Driver([*groups.values()], chunks, chosen, eval_kind, len(table), val, epochs, on_epoch)
     bar = Progress(epochs, f"l2path: {len(table)} members", progress)

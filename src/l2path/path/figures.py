@@ -70,6 +70,15 @@ def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
     return np.where(values > 0, values, zero)
 
 
+def _log_y(axis: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers at its ticks."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
+
+
 def _mark(axis: Axes, x: FloatArray, chosen: int | None, result: Outcome) -> None:
     if chosen is not None:
         label = result.table.label(chosen)
@@ -112,7 +121,7 @@ def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | N
     axis.set_ylabel(result.select.name)
     finite = y[np.isfinite(y)]
     if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
-        axis.set_yscale("log")
+        _log_y(axis)
     _mark(axis, x, chosen, result)
     axis.legend(fontsize=8, frameon=False)
 
@@ -159,7 +168,7 @@ def _curves(axis: Axes, result: Outcome) -> None:
     axis.set_title("Training")
     finite = rows[np.isfinite(rows)]
     if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
-        axis.set_yscale("log")
+        _log_y(axis)
     axis.legend(
         fontsize=7,
         frameon=False,

@@ -271,8 +271,23 @@ def warn_looped(reason: str) -> None:
     warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=4)
 
 
-def check_validation(fn: Functional, eval_fn: Functional, validation: Validation, kind: Any) -> str:
-    """Score the first validation batch with the untrained weights; return how outputs can be computed."""
+def evaluation_kind(fn: Functional, eval_fn: Functional, batch: Batch, loss_fn: object, kind: Any) -> str:
+    """Return how outputs in eval mode can be computed, tried on two members and the first batch of training."""
+    if kind == "loop" or isinstance(loss_fn, FullLoss):
+        return str(kind)
+    inputs, _ = split_batch(batch)
+    two = TrainState(repeat(fn.params, 2), repeat(fn.buffers, 2), (), torch.zeros(2))
+    try:
+        with torch.no_grad():
+            forward("vmap", eval_fn, two, inputs)
+    except Exception as error:
+        warn_looped(f"evaluation cannot be vmapped: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        return "loop"
+    return "vmap"
+
+
+def check_validation(fn: Functional, eval_fn: Functional, validation: Validation) -> None:
+    """Score the first validation batch with the untrained weights, and say what fails."""
     if isinstance(validation.loss_fn, FullLoss):
         if validation.metrics:
             raise ArgumentError(
@@ -281,7 +296,7 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
                 expected="no metrics: there are no outputs that l2path could hand to them",
                 remedy="report them from the validation loss, or use loss_fn(outputs, targets)",
             )
-        return str(kind)
+        return
     batch = next(iter(validation.source.epoch(0)))
     inputs, targets = split_batch(batch)
     one = TrainState(repeat(fn.params, 1), repeat(fn.buffers, 1), (), torch.zeros(1))
@@ -299,16 +314,6 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
             expected="data of the same kind as the training data",
             remedy="call the module in eval mode, the loss and each metric on a batch and mend what it says",
         ) from error
-    if kind == "loop":
-        return "loop"
-    two = TrainState(repeat(fn.params, 2), repeat(fn.buffers, 2), (), torch.zeros(2))
-    try:
-        with torch.no_grad():
-            forward("vmap", eval_fn, two, inputs)
-    except Exception as error:
-        warn_looped(f"evaluation cannot be vmapped: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-        return "loop"
-    return "vmap"
 
 
 def has_rows(batch: Batch) -> None:
