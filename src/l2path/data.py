@@ -39,6 +39,7 @@ def data_order(n: int, seed: int, epoch: int) -> Tensor:
     >>> sorted(data_order(4, seed=0, epoch=1).tolist())
     [0, 1, 2, 3]
     """
+    _check_seed(seed)
     return torch.randperm(n, generator=torch.Generator().manual_seed(_mix(0, seed, epoch)))
 
 
@@ -62,7 +63,13 @@ def step_seed(seed: int, step: int) -> int:
     >>> step_seed(0, 0) == step_seed(0, 0) != step_seed(0, 1)
     True
     """
+    _check_seed(seed)
     return _mix(1, seed, step)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ArgumentError("seed", got=str(seed), expected="a whole number >= 0", remedy="use for example 0")
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -165,7 +172,8 @@ def make_source(
         For no rows, lengths that differ, a batch size that makes no sense, and NaN.
     """
     device, dtype = place
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+    whole = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size >= 1):
         raise ArgumentError(
             "batch_size", got=repr(batch_size), expected="a whole number >= 1", remedy="use for example 128"
         )
@@ -213,7 +221,8 @@ def make_source(
     _check_rows(rows, argument)
     check_nan(tensors, argument)
     if seed is None and (batch_size is None or batch_size >= rows):
-        return RowSource(lambda index: tensors, rows, rows, None)
+        # Copied, as picked rows are: a loss or a model that works in place must not spoil the data.
+        return RowSource(lambda index: tree_map(torch.clone, tensors), rows, rows, None)
     return RowSource(
         lambda index: tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors), rows, batch_size or rows, seed
     )
@@ -264,7 +273,7 @@ def _moved(loader: Iterable[Batch], device: torch.device, argument: str) -> Iter
 def check_nan(batch: Batch, argument: str) -> Batch:
     """Return the batch, or say where it holds NaN."""
     for leaf in tensor_leaves(batch):
-        if leaf.is_floating_point() and bool(torch.isnan(leaf).any()):
+        if (leaf.is_floating_point() or leaf.is_complex()) and bool(torch.isnan(leaf).any()):
             where = torch.isnan(leaf).nonzero()[0].tolist()
             raise ArgumentError(
                 argument,

@@ -6,6 +6,7 @@ member axis; ``per_member`` is whatever else the step takes that differs between
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -165,8 +166,8 @@ def repeat(tree: Tree, members: int) -> Tree:
 def finite_members(tree: Tree) -> Tensor:
     """Return ``[C]`` booleans: whether every floating number of each member is finite."""
     flags = [
-        torch.isfinite(leaf).flatten(1).all(1)
+        torch.isfinite(leaf).reshape(leaf.shape[0], math.prod(leaf.shape[1:])).all(1)
         for leaf in tensor_leaves(tree)
         if leaf.is_floating_point() or leaf.is_complex()
     ]
-    return torch.stack(flags).all(0)
+    return torch.stack(flags).all(0) if flags else torch.ones(members_of(tree), dtype=torch.bool)

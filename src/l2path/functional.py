@@ -16,7 +16,7 @@ from torch.func import vmap as _vmap
 from torch.nn.parameter import is_lazy
 
 from l2path.errors import ArgumentError
-from l2path.trees import tensor_leaves, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, Grads, Params, Tree
 
 
@@ -80,10 +80,14 @@ class Functional:
             For a missing or an unknown name (``functional_call`` with ``strict=True``).
         """
         # Modules update buffers in place (BatchNorm) or rebind them: copy first, read back after. Inside vmap the
-        # copy must be batched as the parameters are, which a sum with their zero is (and a clone is not).
-        p = next(iter(params.values()), None)
-        copies = {k: b.clone() if p is None else b + p.new_zeros((), dtype=b.dtype) for k, b in buffers.items()}
+        # copy must be batched as all parameters are, which a sum with their zeros is (and a clone is not).
+        copies = {k: b.clone() for k, b in buffers.items()}
+        if buffers and params:
+            zero = torch.stack([p.new_zeros((), dtype=torch.float32) for p in params.values()]).sum()
+            copies = {k: b + zero.to(b.dtype) for k, b in buffers.items()}
         merged = {**self.frozen, **params, **copies}
+        # A first layer that works in place would change the caller's batch.
+        args, kwargs = map_tensors(torch.clone, (args, kwargs))
         outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
         return outputs, {k: merged[k] for k in buffers}
 
@@ -273,7 +277,7 @@ def member_gradients(
     if mode != "forward":
         raise ArgumentError("mode", got=repr(mode), expected="'reverse' or 'forward'", remedy="choose one of the two")
     try:
-        gradients = vmap(jacfwd(function))(lambdas)
+        gradients = vmap(jacfwd(function, randomness="same"))(lambdas)
     except RuntimeError as error:
         if "ZeroTensors are immutable" not in str(error):
             raise

@@ -44,7 +44,8 @@ class Progress:
         left = (now - self.start) * (1 - share) / share if share > 0 else float("inf")
         full = int(20 * share)
         eta = f"{left:.0f} s left" if left < 1e6 else "starting"
-        text = f"{self.label} |{'█' * full}{'░' * (20 - full)}| epoch {done:.3g}/{self.total}, {eta}"
+        epochs = f"{done:.0f}" if done >= 100 else f"{done:.3g}"
+        text = f"{self.label} |{'█' * full}{'░' * (20 - full)}| epoch {epochs}/{self.total}, {eta}"
         text += f", {note}" if note else ""
         # Pad with blanks so that a shorter line leaves nothing of a longer one.
         self.stream.write("\r" + text.ljust(self.width))

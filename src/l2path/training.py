@@ -202,7 +202,9 @@ def make_train_step(
     """
     fn = module if isinstance(module, Functional) else functionalize(module)
     check_optimizer(optimizer)
-    return build_step(data_loss(fn, loss_fn), optimizer, grad_transform, check_anchor(fn.params, anchor), fn)
+    check_grad_transform(grad_transform)
+    loss = data_loss(fn, loss_fn)
+    return build_step(loss, optimizer, grad_transform, check_anchor(fn.params, anchor), fn, checked=False)
 
 
 def build_step(
@@ -212,14 +214,19 @@ def build_step(
     anchor: Params,
     fn: Functional,
     gradients: Callable[..., tuple[Grads, Tensor, Buffers]] = grad_with_torch_func,
+    checked: bool = True,
 ) -> TrainStep:
-    """Assemble a step from checked parts; ``gradients`` is one of the two ways to differentiate."""
+    """Assemble a step from checked parts.
+
+    ``gradients`` is one of the two ways to differentiate; with ``checked`` the step takes lambdas that are already
+    expanded as they are, which a driver has seen to.
+    """
     names = describe(fn)
     transform = grad_transform if isinstance(grad_transform, Optimizer) else None
 
     def train_step(state: TrainState, batch: Batch, lambdas: LambdaSpec) -> tuple[TrainState, Metrics]:
         params, buffers, opt_state, step = state
-        strengths: Lambdas = lambdas if is_expanded(params, lambdas) else expand_lambdas(names, lambdas)
+        strengths: Lambdas = lambdas if checked and is_expanded(params, lambdas) else expand_lambdas(names, lambdas)
         grads, value, buffers = gradients(lambda p: loss(p, buffers, batch), params)
         transform_state: OptState = ()
         if transform is not None:
@@ -232,6 +239,13 @@ def build_step(
                 )
             opt_state, transform_state = opt_state
             grads, transform_state = transform.update(grads, transform_state, params)
+        elif isinstance(opt_state, WithGradTransform):
+            raise ArgumentError(
+                "state",
+                got="an optimizer state with a gradient transform's",
+                expected="a state for a step without grad_transform",
+                remedy="give make_train_step the grad_transform that init_state was given",
+            )
         elif callable(grad_transform):
             grads = grad_transform(grads)
         penalty, shrink = penalty_and_gradient(params, strengths, anchor)
@@ -303,12 +317,25 @@ def check_loss(loss_fn: object) -> None:
                 expected="a function of outputs and targets alone",
                 remedy="make the criterion a sub-module of the model, or set requires_grad=False on them",
             )
-    if not isinstance(loss_fn, FullLoss) and not callable(loss_fn):
+    if isinstance(loss_fn, type) or (not isinstance(loss_fn, FullLoss) and not callable(loss_fn)):
         raise ArgumentError(
             "loss_fn",
             got=f"a {type(loss_fn).__name__}",
             expected="loss_fn(outputs, targets) -> scalar, or l2path.full_loss(f)",
             remedy="pass for example torch.nn.functional.cross_entropy",
+        )
+
+
+def check_grad_transform(transform: object) -> None:
+    """Refuse what does not map gradients to gradients."""
+    if transform is None or (isinstance(transform, Optimizer) and transform.kind == "transform"):
+        return
+    if isinstance(transform, Optimizer) or not callable(transform):
+        raise ArgumentError(
+            "grad_transform",
+            got=repr(transform),
+            expected="a transform such as l2path.clip_by_global_norm(1.0), or a function of the gradients",
+            remedy="an optimizer goes to optimizer=",
         )
 
 

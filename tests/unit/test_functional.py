@@ -421,6 +421,19 @@ def test_member_gradients_through_steps_are_finite_differences(make: Callable[[]
 
 
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_member_gradients_of_a_later_layer_alone(mode: Any) -> None:
+    # The first step batches the parameter that the lambda reaches, and no earlier one; buffers have to follow.
+    def deep() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+
+    function = unrolled(deep)
+    gradients, _ = member_gradients(lambda lam: function({"2.weight": lam}), LAMBDAS, mode=mode)
+    expected = finite_differences(lambda lam: function({"2.weight": lam}), LAMBDAS)
+    assert_trees_close(gradients, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
 def test_member_gradients_through_dropout_share_its_masks(mode: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)).double()

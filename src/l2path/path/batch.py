@@ -27,6 +27,7 @@ from l2path.training import (
     GradTransform,
     TrainState,
     build_step,
+    check_grad_transform,
     check_loss,
     check_optimizer,
     data_loss,
@@ -144,6 +145,7 @@ def batch_train(
     _check_plain(epochs, on_epoch)
     check_loss(loss_fn)
     check_optimizer(optimizer)
+    check_grad_transform(grad_transform)
     seeds_ = _seeds(seed, seeds)
     with (
         forked_rng(_device_of(module)),

@@ -62,6 +62,8 @@ def lambda_axis(names: Names, spec: LambdaSpec, argument: str = "lambdas") -> La
     ArgumentError
         For no lambdas at all, lengths that differ, and everything :func:`expand_lambdas` refuses.
     """
+    if isinstance(spec, WeightsOnly) and is_spec_list(spec.spec):
+        spec = [WeightsOnly(s) for s in spec.spec]
     if is_spec_list(spec):
         each = [expand_lambdas_of(names, s, argument) for s in spec]
         stacked = {n: torch.stack(torch.broadcast_tensors(*(e[n] for e in each))) for n in names.params}
@@ -95,7 +97,15 @@ def axis_length(spec: LambdaSpec, argument: str) -> int:
     leaves = dict(inner) if isinstance(inner, Mapping) else {"": inner}
     lengths = {}
     for key, leaf in leaves.items():
-        shape = np.shape(leaf) if not isinstance(leaf, Tensor) else tuple(leaf.shape)
+        try:
+            shape = np.shape(leaf) if not isinstance(leaf, Tensor) else tuple(leaf.shape)
+        except ValueError as error:
+            raise ArgumentError(
+                argument,
+                got=f"lists of unequal lengths: {leaf!r}",
+                expected="numbers, or arrays of one shape",
+                remedy="convert it with torch.tensor, which says what does not fit",
+            ) from error
         if shape:
             lengths[key] = shape[0]
     if not lengths:

@@ -101,6 +101,12 @@ def exempt_parameters(module: nn.Module, aliases: Mapping[str, tuple[str, ...]])
     return found
 
 
+def glob_matches(pattern: str, aliases: tuple[str, ...]) -> bool:
+    """Return whether a pattern is a glob and matches one of the names."""
+    # Names that are no globs never reach fnmatch, of whose cache torch.compile warns.
+    return any(c in pattern for c in "*?[") and any(fnmatch.fnmatchcase(a, pattern) for a in aliases)
+
+
 def match(names: Names, patterns: list[str], argument: str = "lambdas") -> dict[str, str]:
     """Return which pattern decides each parameter that some pattern names.
 
@@ -128,11 +134,7 @@ def match(names: Names, patterns: list[str], argument: str = "lambdas") -> dict[
     used: set[str] = set()
     for name in names.params:
         exact = [p for p in patterns if p in names.aliases[name]]
-        globs = [
-            p
-            for p in patterns
-            if p != "*" and p not in exact and any(fnmatch.fnmatchcase(a, p) for a in names.aliases[name])
-        ]
+        globs = [p for p in patterns if p != "*" and p not in exact and glob_matches(p, names.aliases[name])]
         used.update(exact, globs)
         candidates = exact or globs
         if len(candidates) > 1:

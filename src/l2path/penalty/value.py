@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def l2_penalty(params: Params, lambdas: LambdaSpec, anchor: Mapping[str, Tensor]
     >>> l2_penalty({"w": torch.tensor([3.0, 4.0])}, 0.1)
     tensor(1.2500)
     """
-    strengths = lambdas if is_expanded(params, lambdas) else expand_lambdas(params, lambdas)
+    strengths = expand_lambdas(params, lambdas)
     return penalty_and_gradient(params, strengths, check_anchor(params, anchor))[0]
 
 
@@ -69,6 +70,8 @@ def penalty_and_gradient(params: Params, lambdas: Lambdas, anchor: Mapping[str, 
     parts, gradients = [], {}
     for name, p in params.items():
         offset = p - anchor[name] if name in anchor else p
+        # Squares of half-precision numbers overflow and lose their sum: at least float32.
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         gradient = lambdas[name] * offset
         gradients[name] = gradient
         product = (gradient.conj() * offset).real if p.is_complex() else gradient * offset
@@ -102,8 +105,26 @@ def check_anchor(params: Params, anchor: Mapping[str, Tensor] | None) -> dict[st
                 expected=f"a tensor of the parameter's shape {list(params[name].shape)}",
                 remedy="pass weights of this same architecture",
             )
-        checked[name] = value.detach().to(params[name])
+        checked[name] = value.detach().to(params[name], copy=True)
+        check_finite(checked[name], name)
     return checked
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Refuse anchors that are not finite wherever their values can be read."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        good = bool(torch.isfinite(value).all())
+    except RuntimeError:  # inside vmap values cannot be read
+        return
+    if not good:
+        raise ArgumentError(
+            "anchor",
+            got=f"numbers for {name!r} that are not finite",
+            expected="finite weights",
+            remedy="leave that parameter out, or load the weights again",
+        )
 
 
 def lambda_grid(low: float, high: float, n: int, *, zero: bool = False) -> Tensor:
@@ -132,17 +153,18 @@ def lambda_grid(low: float, high: float, n: int, *, zero: bool = False) -> Tenso
     >>> lambda_grid(0.01, 1.0, 3)
     tensor([1.0000, 0.1000, 0.0100], dtype=torch.float64)
     """
-    if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
+    numbers = all(isinstance(x, (int, float, np.number)) and not isinstance(x, bool) for x in (low, high))
+    if not (numbers and math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
         raise ArgumentError(
             "low, high",
             got=f"low={low}, high={high}",
             expected="finite values with 0 < low <= high",
             remedy="a log-spaced grid has no 0: add it with zero=True",
         )
-    if n < 1 or (n == 1 and low != high):
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 or (n == 1 and low != high):
         raise ArgumentError(
             "n", got=str(n), expected="at least 2 values between two ends", remedy="raise n, or let low == high"
         )
-    grid = torch.logspace(math.log10(high), math.log10(low), n, dtype=torch.float64)
+    grid = torch.logspace(math.log10(high), math.log10(low), n, dtype=torch.float64).clamp(low, high)
     grid[0], grid[-1] = high, low
     return torch.cat([grid, grid.new_zeros(1)]) if zero else grid
