@@ -39,9 +39,7 @@ def shared_python(session: nox.Session, *extras: str) -> str:
     if not python.exists():
         session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
     target = f".[{','.join(extras)}]"
-    session.run_install(
-        *(str(python), "-m", "pip", "install", "-q", "--editable", target), env=PINNED, external=True
-    )
+    session.run_install(*(str(python), "-m", "pip", "install", "-q", "--editable", target), env=PINNED, external=True)
     return str(python)
 
 

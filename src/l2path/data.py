@@ -9,7 +9,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from l2path.errors import ArgumentError, L2PathError
 from l2path.trees import tensor_leaves, tree_leaves, tree_map
@@ -99,6 +107,10 @@ class Source(Protocol):
     def batch_size(self) -> int | None:
         """Rows in each batch but the last, where it is known."""
 
+    @property
+    def seed(self) -> int | None:
+        """Of the order; None where the order is not this library's, and so the same for every member."""
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
 
@@ -133,10 +145,10 @@ class RowSource:
 class StreamSource:
     """Batches in the order in which an iterable gives them, such as a user's DataLoader."""
 
-    def __init__(self, loader: Iterable[Batch]) -> None:
-        self.loader = loader
-        self.rows: int | None = None
-        self.batch_size: int | None = None
+    seed = None
+
+    def __init__(self, loader: Iterable[Batch], rows: int | None = None, batch_size: int | None = None) -> None:
+        self.loader, self.rows, self.batch_size = loader, rows, batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
@@ -160,7 +172,8 @@ def make_source(
     argument : str
         What to call ``data`` in errors.
     batch_size : int or None
-        None takes all rows at once; a DataLoader and an IterableDataset of batches bring their own.
+        None takes all rows at once. A DataLoader brings its own batches; an IterableDataset yields rows to batch, or
+        with None, as in a DataLoader, whole batches.
     seed : int or None
         Of the order; None keeps the rows in order.
     place : Place
@@ -185,11 +198,11 @@ def make_source(
                 expected="None: a DataLoader makes its own batches",
                 remedy="leave batch_size out, or pass the dataset itself",
             )
-        return StreamSource(_moved(data, device, argument))
+        return StreamSource(_moved(data, device, argument), *_loader_rows(data))
     if isinstance(data, IterableDataset):
-        loader: DataLoader[Any] = DataLoader(data, batch_size=batch_size or 32)
+        loader: DataLoader[Any] = DataLoader(data, batch_size=batch_size)
         return StreamSource(_moved(loader, device, argument))
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a subclass may have a __getitem__ of its own
         data = tuple(data.tensors)
     if isinstance(data, Dataset):
         if not isinstance(data, Sized):
@@ -226,6 +239,16 @@ def make_source(
     return RowSource(
         lambda index: tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors), rows, batch_size or rows, seed
     )
+
+
+def _loader_rows(loader: DataLoader[Any]) -> tuple[int | None, int | None]:
+    """Return the rows of an epoch and of a batch where a loader surely visits its whole dataset."""
+    plain = type(loader.sampler) is SequentialSampler or (
+        type(loader.sampler) is RandomSampler and loader.sampler.num_samples == len(loader.sampler.data_source)
+    )
+    if loader.batch_size is None or loader.drop_last or not plain or isinstance(loader.dataset, IterableDataset):
+        return None, None
+    return (len(loader.dataset), loader.batch_size) if isinstance(loader.dataset, Sized) else (None, None)
 
 
 def _check_rows(rows: int, argument: str) -> None:
@@ -290,6 +313,36 @@ def batch_rows(batch: Batch) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim > 0:
             return leaf.shape[0]
     raise L2PathError("a batch holds no tensor with an axis of rows")
+
+
+class DataStream:
+    """Batches of one epoch whose random draws (shuffling, augmentation) come from a generator state of their own.
+
+    torch's default generator is process-wide and the steps reseed it: what a dataset draws must not depend on how many
+    batches are read before a step. The state that was there is put back after every read.
+
+    Parameters
+    ----------
+    source : Source
+    epoch : int
+        What is drawn is a function of the source's seed and of this.
+    """
+
+    def __init__(self, source: Source, epoch: int) -> None:
+        self.iterator = source.epoch(epoch)
+        self.state = torch.Generator().manual_seed(epoch_seed(source.seed or 0, epoch)).get_state()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        outer = torch.default_generator.get_state()
+        torch.default_generator.set_state(self.state)
+        try:
+            return next(self.iterator)
+        finally:
+            self.state = torch.default_generator.get_state()
+            torch.default_generator.set_state(outer)
 
 
 def blocks(batches: Iterator[Batch], length: Callable[[], int]) -> Iterator[list[Batch]]:

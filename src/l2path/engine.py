@@ -62,6 +62,10 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, m
         For another word, or a chunk below 1.
     """
     if isinstance(engine, Engine):
+        if engine.member_chunk < 1 or engine.kind not in ("vmap", "loop"):
+            raise ArgumentError(
+                "engine", got=repr(engine), expected="an Engine as result.engine holds it", remedy="leave it at 'auto'"
+            )
         return engine
     if engine not in ("auto", "vmap", "loop"):
         raise ArgumentError(
@@ -135,12 +139,24 @@ def run_steps(
 
 
 def map_members(
-    kind: Literal["vmap", "loop"], function: Callable[[Tree, Batch], Any], state: Tree, batch: Batch
+    kind: Literal["vmap", "loop"],
+    function: Callable[[Tree, Batch], Any],
+    state: Tree,
+    batch: Batch,
+    prepare: Callable[[], None],
 ) -> Any:
-    """Call ``function(member_state, batch)`` for every member of a chunk; results are stacked ``[C, ...]``."""
+    """Call ``function(member_state, batch)`` for every member of a chunk; results are stacked ``[C, ...]``.
+
+    ``prepare`` is called before (it seeds random masks, which are then the same for all members).
+    """
     if kind == "vmap":
+        prepare()
         return vmap(function, in_dims=(0, None))(state, batch)
-    return stack([function(take(state, c), batch) for c in range(members_of(state))])
+    results = []
+    for c in range(members_of(state)):
+        prepare()
+        results.append(function(take(state, c), batch))
+    return stack(results)
 
 
 def members_of(state: Tree) -> int:

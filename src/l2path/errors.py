@@ -61,6 +61,10 @@ class MixedDecayWarning(L2PathWarning):
     """Decoupled decay and an L2 penalty in one run."""
 
 
+class ModuleStateWarning(L2PathWarning):
+    """A module whose forward pass sets attributes on itself."""
+
+
 class UnusedParameterWarning(L2PathWarning):
     """Parameters that the loss does not depend on."""
 

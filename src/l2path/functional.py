@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -37,6 +37,10 @@ class Functional:
         Every name of each parameter, its first name included.
     template : nn.Module
         A private copy of the module that the function runs on; the caller's module is never touched.
+    unused : tuple of str
+        Those of ``frozen`` that :meth:`freeze` put there.
+    changed : set of str
+        Attributes that calls of the module have set on it and that were put back, a record for diagnosis.
     """
 
     params: Params
@@ -44,6 +48,8 @@ class Functional:
     frozen: Params
     aliases: dict[str, tuple[str, ...]]
     template: nn.Module
+    unused: tuple[str, ...] = ()
+    changed: set[str] = field(default_factory=set, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +94,8 @@ class Functional:
         merged = {**self.frozen, **params, **copies}
         # A first layer that works in place would change the caller's batch.
         args, kwargs = map_tensors(torch.clone, (args, kwargs))
-        outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
+        with restored_attributes(self.template, self.changed):
+            outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
         return outputs, {k: merged[k] for k in buffers}
 
     def call(self, params: Params, buffers: Buffers, inputs: Batch) -> tuple[Any, Buffers]:
@@ -101,20 +108,47 @@ class Functional:
         chosen = set(names)
         moved = {k: p for k, p in self.params.items() if k in chosen}
         kept = {k: p for k, p in self.params.items() if k not in chosen}
-        return replace(self, params=kept, frozen={**self.frozen, **moved})
+        return replace(self, params=kept, frozen={**self.frozen, **moved}, unused=(*self.unused, *moved))
 
     def evaluation(self) -> Functional:
         """Return the same functional with every sub-module in eval mode."""
-        return replace(self, template=copy.deepcopy(self.template).eval())
+        # The tensors of a template are never read (a call brings its own), so that the two can share them.
+        tensors = [*self.template.parameters(), *self.template.buffers()]
+        return replace(self, template=copy.deepcopy(self.template, {id(t): t for t in tensors}).eval())
 
     def materialize(self, params: Params, buffers: Buffers) -> nn.Module:
         """Return a new module of the caller's own class that holds these values."""
         module = copy.deepcopy(self.template)
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        with torch.no_grad():
-            for name, value in {**self.frozen, **params, **buffers}.items():
-                own[name].copy_(value)
+        for name, value in {**self.frozen, **params, **buffers}.items():
+            # Not copy_, which an expanded buffer cannot take; tied parameters are one object, and stay tied.
+            own[name].data = value.detach().clone()
         return module
+
+
+@contextmanager
+def restored_attributes(module: nn.Module, changed: set[str]) -> Iterator[None]:
+    """Put back the attributes that a call sets on the module or its parts; ``changed`` collects their names.
+
+    A module that counts its calls, or keeps an activation, would otherwise carry it from one member to the next.
+    Attributes that are changed in place (a list that grows) are not seen.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = [(name, m, m.__dict__.copy()) for name, m in module.named_modules()]
+    try:
+        yield
+    finally:
+        for name, m, attributes in before:
+            now = m.__dict__
+            if len(now) == len(attributes) and all(now.get(k) is v for k, v in attributes.items()):
+                continue
+            if not type(m).__module__.startswith("torch."):  # torch's recurrent layers keep books of their weights
+                keys = [k for k in {**attributes, **now} if now.get(k, m) is not attributes.get(k, m)]
+                changed.update(f"{name}.{k}" if name else k for k in keys)
+            now.clear()
+            now.update(attributes)
 
 
 def as_arguments(inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -172,10 +206,11 @@ def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
     for name, p in template.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
     every = dict(template.named_parameters())
-    params = {name: p.detach().clone() for name, p in every.items() if p.requires_grad}
-    frozen = {name: p.detach().clone() for name, p in every.items() if not p.requires_grad}
+    # The template is a copy already: its tensors are nobody else's.
+    params = {name: p.detach() for name, p in every.items() if p.requires_grad}
+    frozen = {name: p.detach() for name, p in every.items() if not p.requires_grad}
     aliases = {name: tuple(names[id(p)]) for name, p in every.items()}
-    buffers = {name: b.detach().clone() for name, b in template.named_buffers()}
+    buffers = {name: b.detach() for name, b in template.named_buffers()}
     return Functional(params, buffers, frozen, aliases, template)
 
 

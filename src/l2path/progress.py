@@ -29,7 +29,8 @@ class Progress:
 
     def __init__(self, total: int, label: str, enabled: bool | None, stream: TextIO | None = None) -> None:
         self.total, self.label, self.stream = total, label, stream or sys.stderr
-        self.enabled = self.stream.isatty() if enabled is None else enabled
+        terminal = self.stream is not None and self.stream.isatty()  # pythonw and some services have no stderr
+        self.enabled = terminal if enabled is None else enabled and self.stream is not None
         self.start = time.monotonic()
         self.last = 0.0
         self.width = 0

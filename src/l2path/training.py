@@ -13,7 +13,7 @@ from l2path.errors import ArgumentError
 from l2path.functional import Functional, functionalize, grad_with_torch_func
 from l2path.optimizers.base import Optimizer, apply_updates
 from l2path.penalty import check_anchor, describe, expand_lambdas, is_expanded, penalty_and_gradient
-from l2path.trees import tree_map
+from l2path.trees import map_tensors, tree_map
 from l2path.types import Batch, Buffers, Grads, Lambdas, LambdaSpec, LossFn, OptState, Params
 
 
@@ -266,7 +266,8 @@ def data_loss(fn: Functional, loss_fn: LossFn | FullLoss, *, evaluation: bool = 
         function = loss_fn.evaluate if evaluation else loss_fn.function
 
         def call_full(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-            loss, aux = function(params, buffers, batch)
+            everything = {**{k: fn.frozen[k] for k in fn.unused}, **params}
+            loss, aux = function(everything, buffers, map_tensors(torch.clone, batch))
             found = aux.get("buffers") if isinstance(aux, Mapping) else None
             return check_scalar(loss), buffers if found is None else dict(found)
 
@@ -275,7 +276,8 @@ def data_loss(fn: Functional, loss_fn: LossFn | FullLoss, *, evaluation: bool = 
     def call(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
         inputs, targets = split_batch(batch)
         outputs, new_buffers = fn.call(params, buffers, inputs)
-        return check_scalar(loss_fn(outputs, targets)), new_buffers
+        # Copied, as the inputs are: a loss that works in place must not spoil the batch for the other members.
+        return check_scalar(loss_fn(outputs, map_tensors(torch.clone, targets))), new_buffers
 
     return call
 

@@ -503,7 +503,7 @@ def test_evaluation_that_cannot_be_vmapped_is_looped(validation: Any) -> None:
     data = (x, x[:, -1, :1].expand(9, 3) ** 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", l2path.BoundaryWarning)
-        with pytest.warns(l2path.EngineWarning, match="evaluation cannot be vmapped"):
+        with pytest.warns(l2path.EngineWarning, match="in eval mode are computed one member after the other"):
             result = train(module=Recurrent(), data=data, loss_fn=F.mse_loss, validation=validation)
     assert result.engine.kind == "vmap"
     assert_trees_close(result.predict(x)[2], result.member(2).module().eval()(x).detach(), 1e-12)

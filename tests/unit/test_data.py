@@ -239,14 +239,16 @@ def test_datasets_of_numbers_are_collated() -> None:
 def test_a_loader_is_taken_in_its_own_order() -> None:
     made = source(DataLoader(TensorDataset(X, Y), batch_size=2), seed=3)
     assert isinstance(made, StreamSource)
-    assert (made.rows, made.batch_size) == (None, None)
+    assert (made.rows, made.batch_size, made.seed) == (5, 2, None)
+    dropped = source(DataLoader(TensorDataset(X, Y), batch_size=2, drop_last=True))
+    assert (dropped.rows, dropped.batch_size) == (None, None)  # not every row is seen
     for number in range(2):
         assert [y.tolist() for _, y in made.epoch(number)] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_stream_is_batched() -> None:
     assert [y.tolist() for _, y in epoch(Stream(), 2)] == [[0, 1], [2, 3], [4]]
-    assert [len(y) for _, y in epoch(Stream())] == [5]
+    assert [y.ndim for _, y in epoch(Stream())] == [0] * 5  # without a batch size it yields whole batches
     made = source(Stream(), 3)
     assert [len(y) for _, y in made.epoch(0)] == [len(y) for _, y in made.epoch(1)] == [3, 2]
 

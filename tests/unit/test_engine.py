@@ -90,7 +90,7 @@ def test_every_member_meets_the_same_random_numbers() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_mapped(kind: Literal["vmap", "loop"]) -> None:
-    found = map_members(kind, lambda s, b: {"sum": (s.w * b).sum(), "w": s.w}, state(), BATCHES[1])
+    found = map_members(kind, lambda s, b: {"sum": (s.w * b).sum(), "w": s.w}, state(), BATCHES[1], lambda: None)
     assert found["sum"].tolist() == [2.0, 6.0, 10.0]
     assert torch.equal(found["w"], state().w)
 

@@ -9,13 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from l2path.data import Place, RowSource, Source, epoch_seed, make_source
+from l2path.data import DataStream, Place, RowSource, Source, make_source
 from l2path.engine import Engine, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, nearest
-from l2path.functional import Functional, check_module, forked_rng, functionalize, grad_with_autograd
+from l2path.functional import (
+    Functional,
+    check_module,
+    forked_rng,
+    functionalize,
+    grad_with_autograd,
+    seed_generators,
+)
 from l2path.optimizers import Optimizer, set_hyper
 from l2path.path import preflight
-from l2path.path.driver import Chunk, Driver, EpochEvent, Group
+from l2path.path.driver import BLOCK_BYTES, Chunk, Driver, EpochEvent, Group
 from l2path.path.evaluation import Metric, Validation, check_metrics
 from l2path.path.members import Members, build_members, check_seed
 from l2path.path.outcome import Selection
@@ -33,7 +40,7 @@ from l2path.training import (
     data_loss,
     init_state,
 )
-from l2path.trees import tensor_leaves
+from l2path.trees import tensor_leaves, tree_map
 from l2path.types import LambdaSpec, LossFn, MetricFn, Params, Sweep
 
 Anchor = Mapping[str, Tensor] | Literal["init"]
@@ -78,7 +85,7 @@ def batch_train(
         Left as it is.
     data : (inputs, targets), Dataset or DataLoader
         Tensors or arrays with a first axis of n rows; inputs may be a tuple (positional arguments) or a dict (keyword
-        arguments). A DataLoader is read once an epoch for all seeds.
+        arguments). A DataLoader or an IterableDataset is read once an epoch for all seeds.
     loss_fn : callable, or full_loss(f)
         ``loss_fn(outputs, targets) -> 0-d mean loss``.
     optimizer : Optimizer
@@ -93,7 +100,8 @@ def batch_train(
     epochs : int
         Passes over the data.
     batch_size : int, optional
-        Rows in a batch; all rows where it is left out. The last batch of an epoch may be smaller.
+        Rows in a batch; all rows where it is left out. The last batch of an epoch may be smaller. A DataLoader brings
+        its own; an IterableDataset yields rows to batch or, where it is left out, whole batches.
     shuffle : bool
         Visit the rows in the order :func:`data_order` (True) or as they come (False).
     seed, seeds : int, or sequence of int
@@ -155,11 +163,15 @@ def batch_train(
     ):
         # vmap says so of operations that it runs member by member: they are right, and the user cannot help it.
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-        fns = {s: _functional(module, s) for s in seeds_}
+        device = _device_of(module)
+        # Of a module there is one copy, whatever the seeds; a callable makes one for each.
+        same = functionalize(module) if isinstance(module, nn.Module) else None
+        fns = {s: same or _functional(module, s, device) for s in seeds_}
         table = build_members(describe(fns[seeds_[0]]), lambdas=lambdas, sweep=sweep, seeds=seeds_, members=members)
         for s in table.seeds:
             if s not in fns:
-                fns[s] = _functional(module, s)
+                fns[s] = same or _functional(module, s, device)
+        _check_same_structure(fns)
         first = fns[table.seeds[0]]
         place = Place(first.device, first.dtype)
         sources = _sources(data, table, batch_size, shuffle, place)
@@ -225,24 +237,26 @@ def _train(
     seed = table.seeds[0]
     preflight.check_one_row(fns[seed], sources[seed])
     peeked: dict[int, _Peeked] = {}
-    for s, source in sources.items():
+    for source in sources.values():
         if id(source) not in peeked:  # a stream is read once for all seeds
-            peeked[id(source)] = _Peeked(source, s)
+            peeked[id(source)] = _Peeked(source)
     batch = peeked[id(sources[seed])].first
     preflight.has_rows(batch)
     loss = data_loss(fns[seed], loss_fn)
     preflight.first_loss(loss, fns[seed], batch)
     frozen = preflight.freeze_unused(fns[seed], loss, batch, unused)
-    fns = {s: fn.freeze(frozen) for s, fn in fns.items()}
+    anchors = {s: _anchor(fn, anchor) for s, fn in fns.items()}
+    if frozen:
+        fns = {s: fn.freeze(frozen) for s, fn in fns.items()}
     preflight.warn_sum_reduction(fns[seed], loss_fn, batch)
     names = describe(fns[seed])
 
     def stacked(members: Sequence[int], s: int) -> tuple[TrainState, Any]:
-        state = repeat(init_state(fns[s], optimizer, grad_transform=grad_transform), len(members))
+        state = repeat(_start(fns[s], optimizer, grad_transform), len(members))
         return _with_hyper(state, table, members, names), table.strengths(names, members)
 
     every = range(len(table))
-    one_state = init_state(fns[seed], optimizer, grad_transform=grad_transform)
+    one_state = _start(fns[seed], optimizer, grad_transform)
     member_bytes = sum(leaf.nbytes for leaf in tensor_leaves(one_state))
     # Storage is the state and, at the end, the result's own copy of parameters and buffers.
     result_bytes = sum(leaf.nbytes for leaf in tensor_leaves((one_state.params, one_state.buffers)))
@@ -255,10 +269,15 @@ def _train(
         preflight.warn_stability(optimizer, hyper_state, strengths)
         preflight.warn_mixed_decay(optimizer, one_state, strengths, {**sweep, **table.hyper})
 
-    anchors = {s: _anchor(fn, anchor) for s, fn in fns.items()}
     steps = {}
     for s, fn in fns.items():
-        parts = (data_loss(fn, loss_fn), optimizer, grad_transform, anchors[s], fn)
+        parts = (
+            data_loss(fn, loss_fn),
+            optimizer,
+            grad_transform,
+            {n: a for n, a in anchors[s].items() if n in fn.params},
+            fn,
+        )
         steps[s] = (build_step(*parts), build_step(*parts, gradients=grad_with_autograd))
 
     chosen = choose_engine(engine, member_chunk, len(table), member_bytes)
@@ -288,7 +307,8 @@ def _train(
     if val is not None:
         preflight.check_validation(fns[seed], groups[seed].eval_fn, val)
 
-    driver = Driver([*groups.values()], chunks, chosen, eval_kind, len(table), val, epochs, on_epoch)
+    first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
+    driver = Driver([*groups.values()], chunks, chosen, eval_kind, len(table), val, epochs, on_epoch, first_block)
     bar = Progress(epochs, f"l2path: {len(table)} members", progress)
     try:
         with deferred_interrupt() as interrupt:
@@ -309,23 +329,27 @@ def _train(
 class _Peeked:
     """A source whose first batch of epoch 0 has been looked at, without reading it twice."""
 
-    def __init__(self, source: Source, seed: int) -> None:
-        self.source, self.rows, self.batch_size = source, source.rows, source.batch_size
-        self.iterator: Any = source.epoch(0)
-        torch.manual_seed(epoch_seed(seed, 0))
-        self.first = next(self.iterator, None)
-        self.random = torch.default_generator.get_state()
+    def __init__(self, source: Source) -> None:
+        self.source, self.rows, self.batch_size, self.seed = source, source.rows, source.batch_size, source.seed
+        self.stream: DataStream | None = DataStream(source, 0)
+        self.first = next(self.stream, None)
         if self.first is None:
             raise ArgumentError("data", got="a stream without batches", expected="at least one", remedy="check it")
 
     def epoch(self, epoch: int) -> Any:
-        if epoch == 0 and self.iterator is not None:
-            torch.default_generator.set_state(self.random)
-            yield self.first
-            yield from self.iterator
-            self.iterator = self.first = None
-        else:
+        stream, first = self.stream, self.first
+        if epoch > 0 or stream is None:
             yield from self.source.epoch(epoch)
+            return
+        self.stream = self.first = None
+        yield first
+        yield from stream  # with a generator state of its own
+
+
+def _start(fn: Functional, optimizer: Optimizer, grad_transform: GradTransform | None) -> TrainState:
+    """Return the state of one member; hyperparameters may carry a graph, which training has no use for."""
+    state: TrainState = tree_map(torch.detach, init_state(fn, optimizer, grad_transform=grad_transform))
+    return state
 
 
 def _with_hyper(state: TrainState, table: Members, members: Sequence[int], names: Names) -> TrainState:
@@ -341,9 +365,26 @@ def _with_hyper(state: TrainState, table: Members, members: Sequence[int], names
     return state._replace(opt_state=opt_state)
 
 
-def _functional(module: nn.Module | Callable[[], nn.Module], seed: int) -> Functional:
-    if isinstance(module, nn.Module):
-        return functionalize(module)
+def _check_same_structure(fns: dict[int, Functional]) -> None:
+    """Refuse a factory whose modules differ in more than their numbers: members are stacked."""
+
+    def structure(fn: Functional) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
+        parts = ((fn.params, True), (fn.frozen, False), (fn.buffers, False))
+        return {n: (t.shape, t.dtype, trained) for part, trained in parts for n, t in part.items()}
+
+    (first, fn), *rest = fns.items()
+    for seed, other in rest:
+        if structure(other) != structure(fn):
+            odd = sorted(n for n, _ in structure(fn).items() ^ structure(other).items())
+            raise ArgumentError(
+                "module",
+                got=f"a callable whose modules for seeds {first} and {seed} differ in {sorted(set(odd))}",
+                expected="the same names, shapes, dtypes and requires_grad for every seed",
+                remedy="draw nothing that decides about the structure",
+            )
+
+
+def _functional(module: Callable[[], nn.Module], seed: int, device: torch.device) -> Functional:
     if isinstance(module, type) or not callable(module):
         raise ArgumentError(
             "module",
@@ -351,7 +392,7 @@ def _functional(module: nn.Module | Callable[[], nn.Module], seed: int) -> Funct
             expected="an nn.Module, or a callable without arguments that makes one",
             remedy="pass an instance, or for example lambda: Net(10)",
         )
-    torch.manual_seed(seed)
+    seed_generators(device, seed)
     made = module()
     check_module(made, training=True)
     return functionalize(made)
@@ -399,8 +440,8 @@ def _sources(data: Any, table: Members, batch_size: int | None, shuffle: bool, p
 
 
 def _selection(select: str, metrics: dict[str, Metric], val: Validation | None) -> Selection:
-    name = select if select == "val_loss" or select.startswith("val_") else f"val_{select}"
     known = {"val_loss": False, **{f"val_{n}": m.greater_is_better for n, m in metrics.items()}}
+    name = f"val_{select}" if f"val_{select}" in known else select
     if name not in known:
         raise ArgumentError("select", got=repr(select), expected=f"one of {list(known)}", remedy=nearest(select, known))
     return Selection(name, known[name], val)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import Source, batch_rows, blocks, epoch_seed, step_seed
+from l2path.data import DataStream, Source, batch_rows, blocks, step_seed
 from l2path.engine import Engine, Step, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, seed_generators
@@ -114,6 +114,8 @@ class Driver:
     epochs : int
     on_epoch : callable or None
         ``EpochEvent -> keep mask [K] or None``.
+    first_block : int
+        Number of batches in the first block.
     """
 
     def __init__(
@@ -126,12 +128,13 @@ class Driver:
         validation: Validation | None,
         epochs: int,
         on_epoch: Callable[[EpochEvent], Any] | None,
+        first_block: int = 8,
     ) -> None:
         self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
         self.eval_kind: Any = eval_kind
         self.validation, self.epochs, self.on_epoch = validation, epochs, on_epoch
         self.epoch = 0
-        self.block_length = 8
+        self.block_length = first_block
         names = [*TRAIN_KEYS, *(validation.names if validation else [])]
         self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
 
@@ -155,19 +158,24 @@ class Driver:
         sums = np.zeros((len(TRAIN_KEYS), self.members))
         for group in self.groups:
             group.rows = 0
-        for read in self._read():
-            started = time.monotonic()
-            for chunk in list(self.chunks):
-                if id(chunk.group.source) in read:
-                    self._block(chunk, read[id(chunk.group.source)], sums)
-            for group in self.groups:
-                done = read.get(id(group.source), [])
-                group.step, group.rows = group.step + len(done), group.rows + sum(batch_rows(b) for b in done)
-            self._adapt(time.monotonic() - started, read)
-            total = self.groups[0].source.rows
-            progress.show(self.epoch + (self.groups[0].rows / total if total else 0.5), self._note())
-            if interrupt.asked or not self.chunks:
-                break
+        try:
+            for read in self._read():
+                started = time.monotonic()
+                for chunk in list(self.chunks):
+                    if id(chunk.group.source) in read:
+                        self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
+                for group in self.groups:
+                    done = read.get(id(group.source), [])
+                    group.step, group.rows = group.step + len(done), group.rows + sum(batch_rows(b) for b in done)
+                self._adapt(time.monotonic() - started, read)
+                total = self.groups[0].source.rows
+                progress.show(self.epoch + (self.groups[0].rows / total if total else 0.5), self._note())
+                if interrupt.asked or not self.chunks:
+                    break
+        except KeyboardInterrupt:  # raised while data were read, by the user's code or another handler
+            if interrupt.asked:
+                raise
+            interrupt.asked = True
         if not any(g.rows for g in self.groups) and not interrupt.asked:
             raise ArgumentError(
                 "data",
@@ -186,24 +194,12 @@ class Driver:
 
     def _read(self) -> Iterator[dict[int, list[Batch]]]:
         """Yield blocks of batches by source, all sources at the same step."""
-        iterators, states = {}, {}
+        iterators: dict[int, Iterator[list[Batch]]] = {}
         for group in self.groups:
-            key = id(group.source)
-            if key not in iterators:
-                iterators[key] = blocks(group.source.epoch(self.epoch), lambda: self.block_length)
-                # A dataset that draws random numbers gets a stream of its own, so that what it draws does not
-                # depend on how many batches are buffered before the steps reseed the generator.
-                states[key] = torch.Generator().manual_seed(epoch_seed(group.seed, self.epoch)).get_state()
-        while True:
-            found: dict[int, list[Batch]] = {}
-            for key, iterator in iterators.items():
-                torch.default_generator.set_state(states[key])
-                block = next(iterator, None)
-                states[key] = torch.default_generator.get_state()
-                if block is not None:
-                    found[key] = block
-            if not found:
-                return
+            if id(group.source) not in iterators:
+                stream = DataStream(group.source, self.epoch)
+                iterators[id(group.source)] = blocks(stream, lambda: self.block_length)
+        while found := {k: block for k, it in iterators.items() if (block := next(it, None)) is not None}:
             yield found
 
     def _adapt(self, seconds: float, read: dict[int, list[Batch]]) -> None:
@@ -212,6 +208,22 @@ class Driver:
         size = sum(leaf.nbytes for block in read.values() for leaf in tensor_leaves(block)) / max(1, length)
         by_time = length * BLOCK_SECONDS / max(seconds, 1e-4)
         self.block_length = int(max(1, min(by_time, BLOCK_BYTES / max(1.0, size), 4 * length, 256)))
+
+    def _whole_block(
+        self,
+        chunk: Chunk,
+        batches: list[Batch],
+        sums: np.ndarray[Any, np.dtype[np.float64]],
+        interrupt: Interrupt,
+    ) -> None:
+        """Run one chunk over a block; an interrupt within it is honoured after the block, all members at one step."""
+        try:
+            self._block(chunk, batches, sums)
+        except KeyboardInterrupt:
+            if interrupt.asked:
+                raise
+            interrupt.asked = True
+            self._block(chunk, batches, sums)  # from its start: a chunk's state changes at the end of a block
 
     def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
@@ -281,8 +293,7 @@ class Driver:
             for name in self.validation.names:
                 table[name] = np.full(self.members, np.nan)
             for chunk in self.chunks:
-                seed_generators(chunk.group.fn.device, step_seed(chunk.group.seed, chunk.group.step))
-                found = score(self.eval_kind, chunk.group.eval_fn, chunk.state, self.validation)
+                found = score(self.eval_kind, chunk.group.eval_fn, chunk.state, self.validation, chunk.group.seed)
                 for name, values in found.items():
                     table[name][chunk.members] = values.cpu().numpy()
         for name, row in table.items():

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import Source, batch_rows
+from l2path.data import DataStream, Source, batch_rows, step_seed
 from l2path.engine import map_members, members_of, take
 from l2path.errors import ArgumentError
-from l2path.functional import Functional, vmap
+from l2path.functional import Functional, seed_generators, vmap
 from l2path.scores import FloatArray
 from l2path.training import FullLoss, TrainState, check_scalar, data_loss, split_batch
-from l2path.trees import tensor_leaves, tree_map
-from l2path.types import LossFn, MetricFn, Tree
+from l2path.trees import map_tensors, tensor_leaves, tree_map
+from l2path.types import Batch, LossFn, MetricFn, Tree
 
 ROW_CALLS = 200_000  # row scores that a metric which cannot be vmapped may be called for, one by one
 
@@ -80,39 +81,83 @@ class Validation:
         return ["val_loss", *(f"val_{name}" for name in self.metrics)]
 
 
-def outputs_of(kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, source: Source) -> tuple[Tree, Tree]:
+def validation_batches(source: Source) -> Iterator[Batch]:
+    """Yield the validation batches, the same ones in the same order at every call."""
+    empty = True
+    for batch in DataStream(source, 0):
+        empty = False
+        yield batch
+    if empty:
+        raise ArgumentError(
+            "validation",
+            got="a stream without batches",
+            expected="at least one batch at every evaluation",
+            remedy="an iterator can be read once only: pass an iterable that starts anew, such as a DataLoader",
+        )
+
+
+def outputs_of(
+    kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, source: Source, seed: int
+) -> tuple[Tree, Tree]:
     """Return the outputs ``[C, N, ...]`` of a chunk in eval mode, and the targets ``[N, ...]``."""
-    outputs, targets = [], []
+    outputs, targets, rows = [], [], []
     with torch.no_grad():
-        for batch in source.epoch(0):
+        for step, batch in enumerate(validation_batches(source)):
             inputs, target = split_batch(batch)
-            outputs.append(forward(kind, fn, state, inputs))
+            outputs.append(forward(kind, fn, state, inputs, step_seed(seed, step)))
             targets.append(target)
-    return tree_map(lambda *x: torch.cat(x, dim=1), *outputs), tree_map(lambda *x: torch.cat(x), *targets)
+            rows.append(batch_rows(batch))
+    return concatenate(outputs, rows, member_axis=True), concatenate(targets, rows, member_axis=False)
 
 
-def forward(kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, inputs: Any) -> Tree:
-    """Return the outputs ``[C, B, ...]`` of a chunk on one batch of inputs."""
-    return map_members(kind, lambda s, x: fn.call(s[0], s[1], x)[0], (state.params, state.buffers), inputs)
+def concatenate(trees: list[Tree], rows: list[int], *, member_axis: bool) -> Tree:
+    """Join batches along their rows; what has no rows (one number for a batch) becomes the row-weighted mean."""
+    axis = 1 if member_axis else 0
+
+    def join(*leaves: Any) -> Any:
+        if not isinstance(leaves[0], Tensor):
+            return leaves[0]
+        if leaves[0].ndim == axis:
+            return sum(leaf * (n / sum(rows)) for leaf, n in zip(leaves, rows, strict=True))
+        return torch.cat(leaves, dim=axis)
+
+    return tree_map(join, *trees)
 
 
-def score(kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, val: Validation) -> dict[str, Tensor]:
+def forward(kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, inputs: Any, seed: int) -> Tree:
+    """Return the outputs ``[C, B, ...]`` of a chunk on one batch of inputs; ``seed`` is of random masks."""
+    parts = (state.params, state.buffers)
+    prepare = partial(seed_generators, fn.device, seed)
+    return map_members(kind, lambda s, x: fn.call(s[0], s[1], x)[0], parts, inputs, prepare)
+
+
+def score(
+    kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, val: Validation, seed: int
+) -> dict[str, Tensor]:
     """Return ``[C]`` float64 scores of a chunk by name.
 
-    The loss is the loss of all rows at once; with ``full_loss`` it is the row-weighted mean over the batches.
+    The loss is the loss of all rows at once; with ``full_loss`` it is the row-weighted mean over the batches. Random
+    masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.
     """
     if isinstance(val.loss_fn, FullLoss):
         loss = data_loss(fn, val.loss_fn, evaluation=True)
         total: Tensor | float = 0.0
         rows = 0
+        parts = (state.params, state.buffers)
         with torch.no_grad():
-            for batch in val.source.epoch(0):
+            for step, batch in enumerate(validation_batches(val.source)):
                 n = batch_rows(batch)
-                one = map_members(kind, lambda s, b: loss(s[0], s[1], b)[0], (state.params, state.buffers), batch)
+                prepare = partial(seed_generators, fn.device, step_seed(seed, step))
+                one = map_members(kind, lambda s, b: loss(s[0], s[1], b)[0], parts, batch, prepare)
                 total, rows = total + one.double() * n, rows + n
         return {"val_loss": torch.as_tensor(total / rows)}
-    outputs, targets = outputs_of(kind, fn, state, val.source)
+    outputs, targets = outputs_of(kind, fn, state, val.source, seed)
     return scores_of_outputs(outputs, targets, val)
+
+
+def copied(*trees: Tree) -> tuple[Tree, ...]:
+    """Return trees of copied tensors."""
+    return tuple(map_tensors(torch.clone, tree) for tree in trees)
 
 
 def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation) -> dict[str, Tensor]:
@@ -121,9 +166,11 @@ def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation) -> dict[str
     with torch.no_grad():
         for c in range(members_of(outputs)):
             one = take(outputs, c)
-            found["val_loss"].append(float(check_scalar(val.loss_fn(one, targets))))  # type: ignore[operator]  # no FullLoss
+            # Copied for each call: what works in place must not spoil the rows for the others.
+            loss = val.loss_fn(*copied(one, targets))  # type: ignore[operator]  # no FullLoss comes here
+            found["val_loss"].append(float(check_scalar(loss)))
             for name, metric in val.metrics.items():
-                found[f"val_{name}"].append(_number(metric.function(one, targets), name))
+                found[f"val_{name}"].append(_number(metric.function(*copied(one, targets)), name))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
@@ -159,7 +206,7 @@ def row_scores(
         Why there are none: the score is not the mean of its rows (AUC, weighted losses), or cannot be had.
     """
     members = members_of(outputs)
-    n = next(tensor_leaves(targets)).shape[0]
+    n = next(leaf for leaf in tensor_leaves(outputs) if leaf.ndim > 1).shape[1]
     with warnings.catch_warnings():
         # What a score warns of when it is given one row was asked for by nobody.
         warnings.simplefilter("ignore")
@@ -170,7 +217,7 @@ def _row_scores(
     outputs: Tree, targets: Tree, function: Callable[[Any, Any], Any], whole: FloatArray, members: int, n: int
 ) -> tuple[FloatArray | None, str | None]:
     def one(output: Tree, target: Tree) -> Any:
-        return function(*tree_map(lambda x: x.unsqueeze(0), (output, target)))
+        return function(*map_tensors(lambda x: x.unsqueeze(0).clone(), (output, target)))
 
     try:
         with torch.no_grad():

@@ -216,6 +216,7 @@ def hyper_axis(names: Names, name: str, values: Any) -> HyperAxis:
         axis = lambda_axis(names, values, argument)
         return HyperAxis(axis.strengths, axis.labels)
     try:
+        values = values.detach().cpu() if isinstance(values, Tensor) else values
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)

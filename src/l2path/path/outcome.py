@@ -275,7 +275,8 @@ class Outcome:
         if not is_monotone(strengths, self.names):
             return None
         weights = sum(p.numel() for p in self.names.params.values())
-        return np.asarray(self.table.totals(self.names).max(0)[: self.table.n_points] / weights)
+        totals = self.table.totals(self.names)[0 if name == "lambda" else 1]
+        return np.asarray(totals[: self.table.n_points] / weights)
 
     @cached_property
     def boundary(self) -> str | None:
@@ -298,6 +299,8 @@ class Outcome:
         if not all(isinstance(label, float) for label in self._labels(what)):
             factor = "10^3 times larger" if side == "high" else "10^3 times smaller"
             return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
+        if what not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
+            return f"the best {what}, {value:.4g}, is the {side} end of the grid"
         grid = f"l2path.lambda_grid({low:.4g}, {high:.4g}, {n})"
         grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
         return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"

@@ -18,15 +18,16 @@ from l2path.errors import (
     ArgumentError,
     EngineWarning,
     MixedDecayWarning,
+    ModuleStateWarning,
     ReductionWarning,
     StabilityWarning,
     UnusedParameterWarning,
 )
 from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func, seed_generators, unused_parameters
 from l2path.optimizers import Optimizer, hyper_paths
-from l2path.path.evaluation import Validation, forward, scores_of_outputs
+from l2path.path.evaluation import Validation, concatenate, forward, scores_of_outputs, validation_batches
 from l2path.training import DataLoss, FullLoss, TrainState, split_batch
-from l2path.trees import tensor_leaves, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Lambdas, LossFn, Tree
 
 
@@ -62,6 +63,13 @@ def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
             expected=f"batches that {type(fn.template).__name__} ({fn.dtype}, {fn.device}) and the loss take",
             remedy="call loss_fn(module(inputs), targets) on a batch and mend what it says",
         ) from error
+    if fn.changed:
+        warnings.warn(
+            f"a forward pass sets the attributes {sorted(fn.changed)} of the module: they are put back after every "
+            "call, so that members do not share them. What training depends on must be a buffer",
+            ModuleStateWarning,
+            stacklevel=4,
+        )
     for warning in caught:
         if "different to the input size" in str(warning.message):
             raise ArgumentError(
@@ -115,7 +123,8 @@ def warn_sum_reduction(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch)
     try:
         with torch.no_grad():
             outputs = fn.call(fn.params, fn.buffers, inputs)[0]
-            once, double = float(loss_fn(outputs, targets)), float(loss_fn(twice(outputs), twice(targets)))
+            once = float(loss_fn(outputs, map_tensors(torch.clone, targets)))
+            double = float(loss_fn(twice(outputs), twice(targets)))
     except Exception:  # a loss that cannot take twice the rows says nothing about sums
         return
     if once != 0 and math.isclose(double, 2 * once, rel_tol=1e-4):
@@ -146,8 +155,10 @@ def warn_stability(optimizer: Optimizer, state: TrainState, strengths: Lambdas) 
     limit = 2 * (1 + momentum)
     if optimizer.config.get("nesterov"):
         limit = limit / (1 + 2 * momentum)
-    largest = torch.stack([s.double().flatten(1).amax(1) if s.ndim > 1 else s.double() for s in strengths.values()])
-    product = lr * largest.amax(0)
+    filled = [s.double().reshape(len(lr), -1) for s in strengths.values() if s.numel()]
+    if not filled:
+        return
+    product = lr * torch.stack([s.amax(1) for s in filled]).amax(0)
     bad = product >= limit
     if bool(bad.any()):
         worst = int(product.argmax())
@@ -216,6 +227,25 @@ class Verdict:
     reason: str
 
 
+def largest(x: Tensor) -> float:
+    """Return the largest finite absolute value of a tensor, 0 for none."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return 0.0
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def agree(got: Tensor, want: Tensor, tolerance: float, scale: float) -> bool:
+    """Return whether two tensors are equal up to ``tolerance * scale``; what is not finite must be the same."""
+    if not (want.is_floating_point() or want.is_complex()):
+        return torch.equal(got, want)
+    finite = torch.isfinite(want)
+    if not torch.equal(finite, torch.isfinite(got)) or not torch.equal(got.isnan(), want.isnan()):
+        return False
+    special = ~finite & ~want.isnan()
+    return torch.equal(got[special], want[special]) and largest((got - want)[finite]) <= tolerance * scale
+
+
 def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict:
     """Compare two members vmapped with the same two in a loop: losses, gradients and buffers.
 
@@ -258,9 +288,10 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
         ("the gradient", batched[1][1], looped[1][1]),
         ("a buffer", batched[0][1], looped[0][1]),
     ):
-        scale = max((float(x.abs().max()) for x in tensor_leaves(want) if x.numel()), default=0.0)
+        # A gradient may be rounding alone, and is small beside the largest one; a buffer is compared with itself.
+        scale = max(map(largest, tensor_leaves(want)), default=0.0) if name == "the gradient" else None
         for g, w in zip(tensor_leaves(got), tensor_leaves(want), strict=True):
-            if g.numel() and math.isfinite(scale) and not float((g - w).abs().max()) <= tolerance * scale:
+            if not agree(g, w, tolerance, largest(w) if scale is None else scale):
                 why = " (its random masks come in another order under vmap)" if draws else ""
                 return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
     return Verdict(True, "one vmapped step equals the loop")
@@ -279,9 +310,14 @@ def evaluation_kind(fn: Functional, eval_fn: Functional, batch: Batch, loss_fn: 
     two = TrainState(repeat(fn.params, 2), repeat(fn.buffers, 2), (), torch.zeros(2))
     try:
         with torch.no_grad():
-            forward("vmap", eval_fn, two, inputs)
+            forward("vmap", eval_fn, two, inputs, 0)
     except Exception as error:
-        warn_looped(f"evaluation cannot be vmapped: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        warnings.warn(
+            f"outputs in eval mode are computed one member after the other, since vmap fails: {reason}",
+            EngineWarning,
+            stacklevel=4,
+        )
         return "loop"
     return "vmap"
 
@@ -297,13 +333,16 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
                 remedy="report them from the validation loss, or use loss_fn(outputs, targets)",
             )
         return
-    batch = next(iter(validation.source.epoch(0)))
+    batch = next(validation_batches(validation.source))
     inputs, targets = split_batch(batch)
     one = TrainState(repeat(fn.params, 1), repeat(fn.buffers, 1), (), torch.zeros(1))
     try:
         with torch.no_grad():
-            outputs = forward("loop", eval_fn, one, inputs)
+            outputs = forward("loop", eval_fn, one, inputs, 0)
             scores_of_outputs(outputs, targets, validation)
+            rows = [batch_rows(batch)] * 2  # what cannot be joined with the next batch shows now
+            concatenate([outputs, outputs], rows, member_axis=True)
+            concatenate([targets, targets], rows, member_axis=False)
     except ArgumentError:
         raise
     except Exception as error:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from l2path.data import Place, make_source
+from l2path.data import DataStream, Place, batch_rows, make_source, step_seed
 from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.functional import Functional, forked_rng
 from l2path.path.driver import Driver
-from l2path.path.evaluation import forward, outputs_of, row_scores
+from l2path.path.evaluation import concatenate, forward, outputs_of, row_scores
 from l2path.path.figures import draw
 from l2path.path.members import Members
 from l2path.path.outcome import Outcome, Selection, Uncertainty
@@ -93,15 +93,17 @@ class PathResult(Outcome):
         )
         parts: list[tuple[list[int], Tree]] = []
         with forked_rng(fn.device), torch.no_grad():
-            torch.manual_seed(0)
-            for rows, state, evaluation in self._chunks(chosen):
-                outputs = [forward(self.eval_kind, evaluation, state, x) for x in source.epoch(0)]
-                parts.append((rows, tree_map(lambda *x: torch.cat(x, dim=1), *outputs)))
+            for rows, state, evaluation, seed in self._chunks(chosen):
+                outputs, sizes = [], []
+                for step, x in enumerate(DataStream(source, 0)):
+                    outputs.append(forward(self.eval_kind, evaluation, state, x, step_seed(seed, step)))
+                    sizes.append(batch_rows(x))
+                parts.append((rows, concatenate(outputs, sizes, member_axis=True)))
         order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
         return tree_map(lambda *x: torch.cat(x)[order.to(x[0].device)], *(part for _, part in parts))
 
-    def _chunks(self, chosen: Sequence[int]) -> list[tuple[list[int], TrainState, Functional]]:
-        """Split members by seed and into chunks: positions in ``chosen``, their state, how to evaluate them."""
+    def _chunks(self, chosen: Sequence[int]) -> list[tuple[list[int], TrainState, Functional, int]]:
+        """Split members by seed and into chunks: positions in ``chosen``, state, how to evaluate them, seed."""
         out = []
         for seed in dict.fromkeys(self.table.seeds[k] for k in chosen):
             own = [row for row, k in enumerate(chosen) if self.table.seeds[k] == seed]
@@ -109,7 +111,7 @@ class PathResult(Outcome):
                 rows = own[start : start + self.engine.member_chunk]
                 index = torch.tensor([chosen[row] for row in rows])
                 params, buffers = tree_map(lambda x: x[index.to(x.device)], (self.params, self.buffers))  # noqa: B023
-                out.append((rows, TrainState(params, buffers, (), index), self.functionals[seed][1]))
+                out.append((rows, TrainState(params, buffers, (), index), self.functionals[seed][1], seed))
         return out
 
     def plot(self) -> Figure:
@@ -158,7 +160,11 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
     )
     if select.validation is None or not np.isfinite(result.cvm).any():
         return result
-    object.__setattr__(result, "uncertainty", uncertainty(result))
+    try:
+        sure = uncertainty(result)
+    except Exception as error:  # the members are trained: nothing that is asked of them afterwards may lose them
+        sure = Uncertainty(reason=f"{type(error).__name__}: {error}")
+    object.__setattr__(result, "uncertainty", sure)
     if result.boundary is not None:
         warnings.warn(result.boundary, BoundaryWarning, stacklevel=4)
     return result
@@ -174,9 +180,9 @@ def uncertainty(result: PathResult) -> Uncertainty:
     function = val.loss_fn if name == "val_loss" else val.metrics[name.removeprefix("val_")].function
     rows: FloatArray | None = None
     with forked_rng(next(tensor_leaves(result.params)).device):
-        for index, state, evaluation in result._chunks(range(len(result))):
-            outputs, targets = outputs_of(result.eval_kind, evaluation, state, val.source)
-            n = next(tensor_leaves(targets)).shape[0]
+        for index, state, evaluation, seed in result._chunks(range(len(result))):
+            outputs, targets = outputs_of(result.eval_kind, evaluation, state, val.source, seed)
+            n = next(leaf for leaf in tensor_leaves(outputs) if leaf.ndim > 1).shape[1]
             if n * len(result) > ROW_NUMBERS:
                 return Uncertainty(reason=f"{len(result)} members x {n} rows are too many to keep")
             found, reason = row_scores(outputs, targets, function, result.scores[index])

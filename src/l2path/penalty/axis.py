@@ -82,13 +82,13 @@ def lambda_axis(names: Names, spec: LambdaSpec, argument: str = "lambdas") -> La
 def expand_lambdas_of(names: Names, spec: LambdaSpec, argument: str) -> Lambdas:
     """Expand one spec of a list of specs."""
     leaves = leaf_by_parameter(names, spec, argument)
-    return {n: as_strength(leaves.get(n, 0.0), names, n, argument) for n in names.params}
+    return {n: as_strength(leaves.get(n, 0.0), names, n, argument).detach() for n in names.params}
 
 
 def strengths_with_axis(names: Names, spec: LambdaSpec, length: int, argument: str) -> Lambdas:
     """Return ``[L, ...]`` strengths by parameter; shared leaves are views."""
     leaves = leaf_by_parameter(names, spec, argument)
-    return {n: as_strength(leaves.get(n, 0.0), names, n, argument, members=length) for n in names.params}
+    return {n: as_strength(leaves.get(n, 0.0), names, n, argument, length).detach() for n in names.params}
 
 
 def axis_length(spec: LambdaSpec, argument: str) -> int:

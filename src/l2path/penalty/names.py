@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from l2path.errors import ArgumentError, nearest
 from l2path.functional import Functional
 from l2path.types import Params
+
+NORM = re.compile(r"Norm(\dd)?$")  # BatchNorm2d, LayerNorm, LlamaRMSNorm, ...; not NormalHead
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def exempt_parameters(module: nn.Module, aliases: Mapping[str, tuple[str, ...]])
     """Return what "weights only" leaves free: biases, and parameters of normalisation layers.
 
     Decided by name (a part of the last name component is "bias") and by module type (its class name or a
-    base's contains "Norm"), never by ``ndim``. A tied parameter is free only if it is under every name.
+    base's ends in "Norm", "Norm1d", ...), never by ``ndim``. A tied parameter is free only if it is under every name.
     """
     owners = dict(module.named_modules(remove_duplicate=False))
 
@@ -89,7 +92,7 @@ def exempt_parameters(module: nn.Module, aliases: Mapping[str, tuple[str, ...]])
         if "bias" in last.split("_"):
             return "weights only: a bias"
         for base in type(owners[path]).__mro__:
-            if "norm" in base.__name__.lower() and base is not nn.Module:
+            if NORM.search(base.__name__):
                 return f"weights only: in {type(owners[path]).__name__}"
         return None
 

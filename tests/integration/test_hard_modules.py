@@ -1,0 +1,438 @@
+"""Modules, losses and data that break naive drivers: each was a wrong number or a lost run once."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import l2path
+from tests.helpers import assert_trees_close
+
+X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = X[:, :1] - 0.5 * X[:, 1:2]
+LAMBDAS = [0.3, 0.1, 0.03, 0.0]
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1).double()
+
+
+def train(module: Any = None, data: Any = (X, Y), **changes: Any) -> l2path.PathResult:
+    options: dict[str, Any] = {
+        "loss_fn": F.mse_loss,
+        "optimizer": l2path.sgd(lr=0.05),
+        "lambdas": LAMBDAS,
+        "epochs": 2,
+        "batch_size": 6,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        return l2path.batch_train(linear() if module is None else module, data, **(options | changes))
+
+
+class With(nn.Module):
+    """A linear model with something to register and something to do."""
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        self.linear = linear()
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x)
+
+
+# --- validation and randomness ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"member_chunk": 1}, {"seeds": (0, 1)}])
+def test_a_shuffled_validation_loader_keeps_the_rows_paired(changes: dict[str, Any]) -> None:
+    data = TensorDataset(X, Y)
+    plain = train(validation=DataLoader(data, batch_size=7), **changes)
+    shuffled = train(validation=DataLoader(data, batch_size=7, shuffle=True), **changes)
+    assert_trees_close(shuffled.uncertainty.difference_errors, plain.uncertainty.difference_errors, 1e-10)
+
+
+class DrawsInEval(With):
+    """Dropout that stays on in eval mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(F.dropout(x, 0.5, training=True))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_masks_in_eval_mode_are_the_same_for_all_members(engine: Literal["vmap", "loop"], chunk: int) -> None:
+    frozen = l2path.sgd(lr=0.0)
+    result = train(DrawsInEval(), optimizer=frozen, validation=(X, Y), engine=engine, member_chunk=chunk)
+    assert len(set(result.history["val_loss"][-1].tolist())) == 1
+    outputs = result.predict(X)
+    assert_trees_close(outputs, outputs[:1].expand_as(outputs), 1e-14)
+    assert result.uncertainty.differences is not None
+    assert not result.uncertainty.differences.any()
+
+
+def test_a_shuffling_stream_is_the_same_whatever_the_seeds_are() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True)
+    alone = train(data=loader, batch_size=None, seed=2)
+    among = train(data=loader, batch_size=None, seeds=(5, 2))
+    assert_trees_close(among.params["weight"][4:], alone.params["weight"], 1e-12)
+    one = train(data=loader, batch_size=None, lambdas=None, members=[{"lambdas": 0.1, "seed": 2}])
+    two = train(data=loader, batch_size=None, lambdas=None, members=[{"lambdas": 0.1, "seed": s} for s in (7, 2)])
+    assert_trees_close(two.params["weight"][1], one.params["weight"][0], 1e-12)
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+class Counts(With):
+    """A warm-up that counts its calls on a plain attribute."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.linear(x) * min(1.0, self.calls / 10)
+
+
+class Keeps(With):
+    """Keeps its activation for later."""
+
+    def forward(self, x: Tensor) -> Any:
+        self.kept = self.linear(x)
+        return self.kept
+
+
+@pytest.mark.parametrize(("module", "name"), [(Counts(), "calls"), (Keeps(), "kept")])
+def test_attributes_set_in_forward_are_put_back_and_told(module: nn.Module, name: str) -> None:
+    with pytest.warns(l2path.ModuleStateWarning, match=rf"\['{name}'\].*must be a buffer"):
+        result = train(module, validation=(X, Y))
+    assert name not in vars(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.ModuleStateWarning)
+        alone = train(module, lambdas=LAMBDAS[2:3], engine="loop")
+    assert_trees_close(alone.params["linear.weight"][0], result.params["linear.weight"][2], 1e-12)
+    result.best.state_dict()
+
+
+BUFFERS = {
+    "bool": torch.tensor([True, False, True, True]),
+    "int": torch.arange(4),
+    "minus infinity": torch.tensor([0.0, -float("inf")]),
+    "NaN": torch.tensor([float("nan"), 1.0]),
+    "expanded": torch.ones(1).expand(4),
+    "empty": torch.ones(0),
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_every_kind(kind: str) -> None:
+    result = train(With(mask=BUFFERS[kind]), validation=(X, Y))
+    assert result.engine.kind == "vmap"
+    assert_trees_close(result.params["linear.weight"], train().params["weight"], 1e-12)
+    kept = result.best.state_dict()["mask"]
+    assert torch.equal(kept.nan_to_num(), BUFFERS[kind].nan_to_num())
+    With(mask=BUFFERS[kind].clone()).load_state_dict(result.member(1).state_dict(), strict=True)
+
+
+def test_a_mask_of_infinities_does_not_hide_other_buffers_from_the_self_check() -> None:
+    class Leaks(With):
+        """Reads one member's weights for the buffer of all of them, which only batching breaks."""
+
+        def forward(self, x: Tensor) -> Any:
+            seen: Any = self.linear.weight
+            while torch._C._functorch.is_functorch_wrapped_tensor(seen):
+                seen = torch._C._functorch.get_unwrapped(seen)
+            self.total = self.total + seen.detach().flatten()[0]  # type: ignore[has-type]  # registered
+            return self.linear(x)
+
+    module = Leaks(total=torch.zeros((), dtype=torch.float64), mask=torch.tensor([-float("inf")]))
+    with pytest.warns(l2path.EngineWarning, match="a buffer of a vmapped step differs"):
+        assert train(module).engine.kind == "loop"
+
+
+def test_scalar_and_empty_parameters() -> None:
+    class Scaled(With):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+            self.nothing = nn.Parameter(torch.ones(0, 3, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.linear(x) * self.scale + self.nothing.sum()
+
+    result = train(Scaled(), validation=(X, Y), lambdas={"scale": LAMBDAS, "nothing": torch.ones(1, 0, 3)})
+    assert result.params["scale"].shape == (4,)
+    assert str(result)
+    assert result.weight_norms()["scale"].shape == (4,)
+    Scaled().load_state_dict(result.best.state_dict(), strict=True)
+
+
+def test_outputs_with_one_number_for_a_batch() -> None:
+    class Auxiliary(With):
+        def forward(self, x: Tensor) -> Any:
+            return self.linear(x), self.linear(x).square().mean()
+
+    def loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs[0], targets) + 0.1 * outputs[1]
+
+    loader = DataLoader(TensorDataset(X, Y), batch_size=7)
+    result = train(Auxiliary(), loss_fn=loss, validation=loader)
+    whole = train(Auxiliary(), loss_fn=loss, validation=(X, Y))
+    # The mean of squares over the batches, weighted by their rows, is the mean over all rows.
+    assert_trees_close(result.history["val_loss"], whole.history["val_loss"], 1e-12)
+
+
+def test_a_factory_of_unequal_modules_is_refused_before_training() -> None:
+    widths = iter([3, 5])
+
+    def factory() -> nn.Module:
+        width = next(widths)
+        return nn.Sequential(nn.Linear(4, width), nn.Linear(width, 1)).double()
+
+    with pytest.raises(l2path.ArgumentError, match=r"module: got a callable whose modules for seeds 0 and 1 differ"):
+        train(factory, seeds=(0, 1))
+
+
+def test_one_copy_of_the_weights_serves_all_seeds_of_a_module() -> None:
+    module = With()
+    module.linear.bias.requires_grad_(False)
+    result = train(module, seeds=(0, 1, 2))
+    pairs = list(result.functionals.values())
+    frozen = {id(fn.frozen["linear.bias"]) for pair in pairs for fn in pair}
+    assert len(frozen) == 1
+    stored = {dict(fn.template.named_parameters())["linear.weight"].data_ptr() for pair in pairs for fn in pair}
+    assert len(stored) == 1
+
+
+def test_a_name_that_holds_norm_is_no_normalisation_layer() -> None:
+    class NormalHead(nn.Linear):
+        """No normalisation."""
+
+    class TinyRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+    module = nn.ModuleDict({"head": NormalHead(2, 2), "norm": TinyRMSNorm(), "bn": nn.BatchNorm3d(2)})
+    found = l2path.expand_lambdas(module, l2path.weights_only(0.5))
+    assert [name for name, value in found.items() if value > 0] == ["head.weight"]
+
+
+# --- data and losses --------------------------------------------------------------------------------------------------
+
+
+class Hundredfold(TensorDataset):
+    """A TensorDataset with a __getitem__ of its own."""
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        x, y = (tensor[index] for tensor in self.tensors)
+        return x * 0.1, y
+
+
+def test_a_subclass_of_tensor_dataset_keeps_its_getitem() -> None:
+    expected = train(data=(X * 0.1, Y)).params
+    assert_trees_close(train(data=Hundredfold(X, Y)).params, expected, 1e-12)
+
+
+def test_a_loss_that_works_in_place_spoils_nothing() -> None:
+    def halved(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets.mul_(0.5))
+
+    expected = train(data=(X, Y * 0.5)).params
+    for engine in ("vmap", "loop"):
+        assert_trees_close(train(loss_fn=halved, engine=engine).params, expected, 1e-12)
+
+
+def test_targets_of_none_keep_the_finished_run() -> None:
+    def loss(outputs: Tensor, targets: None) -> Tensor:
+        return (outputs - 1).square().mean()
+
+    result = train(data=(X, None), loss_fn=loss, validation=(X, None))
+    assert result.complete
+    assert np.isfinite(result.best.score)
+
+
+def test_trouble_with_the_uncertainty_never_loses_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("l2path.path.result.row_scores", fails)
+    result = train(validation=(X, Y))
+    assert result.uncertainty.reason == "RuntimeError: out of memory"
+    assert "No standard errors: RuntimeError: out of memory." in str(result)
+
+
+def test_full_loss_sees_the_parameters_that_were_frozen_as_unused() -> None:
+    class Spare(With):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Linear(2, 2).double()
+
+    module = Spare()
+    fn = l2path.functionalize(module)
+
+    def loss(params: Any, buffers: Any, batch: Any) -> tuple[Tensor, None]:
+        return F.mse_loss(fn.apply(params, buffers, batch[0])[0], batch[1]), None
+
+    with pytest.warns(l2path.UnusedParameterWarning, match=r"spare\.weight"):
+        result = train(module, loss_fn=l2path.full_loss(loss))
+    assert_trees_close(result.params["linear.weight"], train().params["weight"], 1e-12)
+
+
+@pytest.mark.parametrize("what", ["lambdas", "lr", "sweep"])
+def test_hyperparameters_may_carry_a_graph(what: str) -> None:
+    def leaf(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+    changes: dict[str, dict[str, Any]] = {
+        "lambdas": {"lambdas": leaf(LAMBDAS)},
+        "lr": {"optimizer": l2path.sgd(lr=leaf(0.05))},
+        "sweep": {"sweep": {"lr": leaf([0.05])}},
+    }
+    result = train(**changes[what])
+    assert_trees_close(result.params["weight"], train().params["weight"], 1e-6)
+    assert not result.params["weight"].requires_grad
+
+
+def test_a_one_row_last_batch_of_a_loader_is_an_error_before_training() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+    loader = DataLoader(TensorDataset(X[:17], Y[:17]), batch_size=8)
+    with pytest.raises(l2path.ArgumentError, match="batch_size: got 8 with 17 rows: a batch of one row meets '1'"):
+        train(module, loader, batch_size=None)
+    train(module, DataLoader(TensorDataset(X[:17], Y[:17]), batch_size=8, drop_last=True), batch_size=None)
+
+
+class OneShot(IterableDataset[Any]):
+    """Rows that can be read once."""
+
+    def __init__(self) -> None:
+        self.rows = zip(X, Y, strict=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.rows
+
+
+def test_a_one_shot_stream_says_so() -> None:
+    with pytest.raises(l2path.ArgumentError, match=r"data: got a stream without batches.*read once only"):
+        train(data=OneShot())
+    with pytest.raises(l2path.ArgumentError, match=r"validation: got a stream without batches.*read once only"):
+        train(validation=DataLoader(OneShot(), batch_size=6))
+
+
+def test_an_anchor_may_name_parameters_that_turn_out_unused() -> None:
+    class Spare(With):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    module = Spare()
+    anchor = {name: p.detach() for name, p in module.named_parameters()}
+    with pytest.warns(l2path.UnusedParameterWarning):
+        result = train(module, anchor=anchor)
+    assert "spare" not in result.params
+
+
+def test_lambda_paths_beside_a_single_decay() -> None:
+    result = train(
+        optimizer=l2path.adamw(lr=0.01, decay=0.1),
+        lambdas={"weight": [1.0, 0.5, 0.1], "bias": [0.1, 0.05, 0.01]},
+        sweep={"decay": [5.0]},
+        validation=(X, Y),
+    )
+    expected = np.array([4 * 1.0 + 0.1, 4 * 0.5 + 0.05, 4 * 0.1 + 0.01]) / 5
+    assert result.path_values is not None
+    assert_trees_close(result.path_values, expected, 1e-12)
+
+
+def test_a_best_momentum_on_the_edge_comes_without_a_grid() -> None:
+    with pytest.warns(l2path.BoundaryWarning, match=r"best momentum, 0\.\d+, is the (high|low) end of the grid$"):
+        l2path.batch_train(
+            linear(),
+            (X, Y),
+            loss_fn=F.mse_loss,
+            optimizer=l2path.sgd(lr=0.01, momentum=0.9),
+            sweep={"momentum": [0.1, 0.5, 0.9]},
+            epochs=3,
+            validation=(X, Y),
+        )
+
+
+# --- interrupts raised by the user's own code -------------------------------------------------------------------------
+
+
+def count(module: nn.Module, _: Any) -> None:
+    module.steps.add_(1)  # type: ignore[operator]  # a buffer
+
+
+def test_an_interrupt_out_of_the_loss_leaves_all_members_at_one_step() -> None:
+    calls = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 90:
+            raise KeyboardInterrupt
+        return F.mse_loss(outputs, targets)
+
+    module = With(steps=torch.zeros((), dtype=torch.int64))
+    module.register_forward_pre_hook(count)
+    result = train(module, loss_fn=loss, epochs=60, engine="loop", member_chunk=1, validation=(X, Y))
+    assert not result.complete
+    assert len(set(result.buffers["steps"].tolist())) == 1
+    expected = [F.mse_loss(o, Y).item() for o in result.predict(X)]
+    assert_trees_close(result.history["val_loss"][-1].tolist(), expected, 1e-12)
+
+
+class Interrupts(Dataset[Any]):
+    """Raises while it is read, once."""
+
+    reads = 0
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        if self.reads == 130:
+            raise KeyboardInterrupt
+        return X[index], Y[index]
+
+
+def test_an_interrupt_out_of_the_data_scores_the_weights_that_it_returns() -> None:
+    result = train(data=Interrupts(), epochs=30, validation=(X, Y))
+    assert not result.complete
+    expected = [F.mse_loss(o, Y).item() for o in result.predict(X)]
+    assert_trees_close(result.history["val_loss"][-1].tolist(), expected, 1e-12)
+
+
+def test_cuda_seeds_queued_for_later_are_left_alone() -> None:
+    torch.manual_seed(42)
+    before = torch.cuda._lazy_seed_tracker.manual_seed_all_cb
+    result = train(lambda: nn.Linear(4, 1).double(), validation=(X, Y))
+    result.predict(X)
+    assert torch.cuda._lazy_seed_tracker.manual_seed_all_cb is before
+
+
+def test_it_runs_outside_the_main_thread_and_leaves_the_handler() -> None:
+    import threading
+
+    found: list[l2path.PathResult] = []
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=lambda: found.append(train()))
+    thread.start()
+    thread.join()
+    assert len(found) == 1
+    assert signal.getsignal(signal.SIGINT) is before
