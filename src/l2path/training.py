@@ -207,6 +207,44 @@ def make_train_step(
     return build_step(loss, optimizer, grad_transform, check_anchor(fn.params, anchor), fn, checked=False)
 
 
+class Expander:
+    """Expands and checks lambda specs, the same one only once in a row.
+
+    A loop passes the same spec at every step, and reading its values costs as much as a small update. A spec is the
+    same if it holds the same numbers, or the same tensors with nothing written to them since.
+    """
+
+    def __init__(self, fn: Functional) -> None:
+        self.names = describe(fn)
+        self.last: tuple[object, LambdaSpec, Lambdas] | None = None
+
+    def __call__(self, spec: LambdaSpec) -> Lambdas:
+        """Return the strengths by parameter."""
+        if torch.compiler.is_compiling():
+            return expand_lambdas(self.names, spec)
+        mark = fingerprint(spec)
+        if self.last is not None and mark is not None and mark == self.last[0]:
+            return self.last[2]
+        strengths = expand_lambdas(self.names, spec)
+        self.last = None if mark is None else (mark, spec, strengths)  # holds the spec: ids stay taken
+        return strengths
+
+
+def fingerprint(spec: LambdaSpec) -> object | None:
+    """Return what tells whether a spec has changed, or None where that cannot be told."""
+    if isinstance(spec, (int, float)):
+        return spec
+    if isinstance(spec, Tensor):
+        try:
+            return (id(spec), spec._version)
+        except RuntimeError:  # inference tensors do not count writes
+            return None
+    if type(spec) is dict:
+        parts = [(name, fingerprint(leaf)) for name, leaf in spec.items()]
+        return None if any(part is None for _, part in parts) else tuple(parts)
+    return None
+
+
 def build_step(
     loss: DataLoss,
     optimizer: Optimizer,
@@ -221,12 +259,12 @@ def build_step(
     ``gradients`` is one of the two ways to differentiate; with ``checked`` the step takes lambdas that are already
     expanded as they are, which a driver has seen to.
     """
-    names = describe(fn)
+    expand = Expander(fn)
     transform = grad_transform if isinstance(grad_transform, Optimizer) else None
 
     def train_step(state: TrainState, batch: Batch, lambdas: LambdaSpec) -> tuple[TrainState, Metrics]:
         params, buffers, opt_state, step = state
-        strengths: Lambdas = lambdas if checked and is_expanded(params, lambdas) else expand_lambdas(names, lambdas)
+        strengths: Lambdas = lambdas if checked and is_expanded(params, lambdas) else expand(lambdas)
         grads, value, buffers = gradients(lambda p: loss(p, buffers, batch), params)
         transform_state: OptState = ()
         if transform is not None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -612,3 +613,25 @@ def test_lambdas_of_every_kind_mean_the_same() -> None:
 def test_a_state_is_a_named_tuple() -> None:
     assert TrainState._fields == ("params", "buffers", "opt_state", "step")
     assert Metrics._fields == ("loss", "penalty", "objective")
+
+
+def test_a_spec_that_is_written_to_between_steps_is_read_again() -> None:
+    # The step expands and checks the same spec once in a row; what changes in it must still be seen.
+    model = nn.Linear(2, 1).double()
+    optimizer = l2path.sgd(lr=0.1)
+    step = l2path.make_train_step(model, nn.functional.mse_loss, optimizer)
+    state = l2path.init_state(model, optimizer)
+    batch = (torch.ones(3, 2).double(), torch.zeros(3, 1).double())
+    spec = {"weight": torch.tensor(0.5, dtype=torch.float64)}
+    first = float(step(state, batch, spec)[1].penalty)
+    spec["weight"].mul_(2)
+    assert float(step(state, batch, spec)[1].penalty) == 2 * first
+    spec["weight"] = torch.tensor(0.5, dtype=torch.float64)
+    assert float(step(state, batch, spec)[1].penalty) == first
+    spec["weight"].fill_(-1.0)
+    with pytest.raises(l2path.ArgumentError, match="lambdas"):
+        step(state, batch, spec)
+    array = np.array([[0.5, 0.5]])
+    assert float(step(state, batch, {"weight": array})[1].penalty) == first
+    array *= 2
+    assert float(step(state, batch, {"weight": array})[1].penalty) == 2 * first
