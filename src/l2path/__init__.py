@@ -1,6 +1,5 @@
 """Train a PyTorch model at every L2 strength at once, and say which one to take."""
 
-from l2path.data import data_order, step_seed
 from l2path.engine import Engine
 from l2path.errors import (
     ArgumentError,
@@ -18,6 +17,7 @@ from l2path.errors import (
     UnusedParameterWarning,
 )
 from l2path.functional import Functional, functionalize, member_gradients
+from l2path.losses import full_loss
 from l2path.optimizers import (
     Optimizer,
     adagrad,
@@ -31,10 +31,11 @@ from l2path.optimizers import (
     schedules,
     sgd,
 )
+from l2path.order import data_order, step_seed
 from l2path.path import EpochEvent, Member, Metric, PathResult, batch_train
 from l2path.penalty import expand_lambdas, l2_penalty, lambda_grid, lambda_table, weights_only
 from l2path.ridge import RidgePath, ridge_path
-from l2path.training import Metrics, TrainState, full_loss, init_state, make_train_step
+from l2path.training import Metrics, TrainState, init_state, make_train_step
 from l2path.units import (
     from_glmnet,
     from_keras,

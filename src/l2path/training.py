@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, functionalize, grad_with_torch_func
+from l2path.losses import DataLoss, FullLoss, data_loss
 from l2path.optimizers.base import Optimizer, apply_updates
-from l2path.penalty import check_anchor, describe, expand_lambdas, is_expanded, penalty_and_gradient
-from l2path.trees import map_tensors, tree_map
+from l2path.penalty import check_anchor, describe, is_expanded, penalty_and_gradient
+from l2path.penalty.expander import Expander
+from l2path.trees import tree_map
 from l2path.types import Batch, Buffers, Grads, Lambdas, LambdaSpec, LossFn, OptState, Params
 
 
@@ -64,7 +65,6 @@ class WithGradTransform(NamedTuple):
 
 
 GradTransform = Optimizer | Callable[[Grads], Grads]
-DataLoss = Callable[[Params, Buffers, Batch], tuple[Tensor, Buffers]]
 
 
 class TrainStep(Protocol):
@@ -72,46 +72,6 @@ class TrainStep(Protocol):
 
     def __call__(self, state: TrainState, batch: Batch, lambdas: LambdaSpec) -> tuple[TrainState, Metrics]:
         """Do one step."""
-
-
-@dataclass(frozen=True)
-class FullLoss:
-    """A loss that calls the model itself; see :func:`full_loss`."""
-
-    function: Callable[[Params, Buffers, Batch], tuple[Tensor, Any]]
-    evaluate: Callable[[Params, Buffers, Batch], tuple[Tensor, Any]]
-
-
-def full_loss(
-    function: Callable[[Params, Buffers, Batch], tuple[Tensor, Any]],
-    *,
-    evaluate: Callable[[Params, Buffers, Batch], tuple[Tensor, Any]] | None = None,
-) -> FullLoss:
-    """Mark a function as a loss over parameters, buffers and a whole batch.
-
-    Parameters
-    ----------
-    function : callable
-        ``f(params, buffers, batch) -> (loss, aux)`` with a 0-d mean loss. ``aux`` is None or a dict, whose
-        entry ``"buffers"`` holds the new buffers where the model changes them (BatchNorm).
-    evaluate : callable, optional
-        The same in evaluation mode, for validation; ``function`` itself where it is left out.
-
-    Returns
-    -------
-    FullLoss
-        To be passed as ``loss_fn``.
-
-    Examples
-    --------
-    >>> fn = functionalize(nn.Linear(2, 1))
-    >>> def loss(params, buffers, batch):
-    ...     outputs, buffers = fn.apply(params, buffers, batch)
-    ...     return outputs.square().mean(), {"buffers": buffers}
-    >>> full_loss(loss).function is loss
-    True
-    """
-    return FullLoss(function, evaluate or function)
 
 
 def init_state(
@@ -207,44 +167,6 @@ def make_train_step(
     return build_step(loss, optimizer, grad_transform, check_anchor(fn.params, anchor), fn, checked=False)
 
 
-class Expander:
-    """Expands and checks lambda specs, the same one only once in a row.
-
-    A loop passes the same spec at every step, and reading its values costs as much as a small update. A spec is the
-    same if it holds the same numbers, or the same tensors with nothing written to them since.
-    """
-
-    def __init__(self, fn: Functional) -> None:
-        self.names = describe(fn)
-        self.last: tuple[object, LambdaSpec, Lambdas] | None = None
-
-    def __call__(self, spec: LambdaSpec) -> Lambdas:
-        """Return the strengths by parameter."""
-        if torch.compiler.is_compiling():
-            return expand_lambdas(self.names, spec)
-        mark = fingerprint(spec)
-        if self.last is not None and mark is not None and mark == self.last[0]:
-            return self.last[2]
-        strengths = expand_lambdas(self.names, spec)
-        self.last = None if mark is None else (mark, spec, strengths)  # holds the spec: ids stay taken
-        return strengths
-
-
-def fingerprint(spec: LambdaSpec) -> object | None:
-    """Return what tells whether a spec has changed, or None where that cannot be told."""
-    if isinstance(spec, (int, float)):
-        return spec
-    if isinstance(spec, Tensor):
-        try:
-            return (id(spec), spec._version)
-        except RuntimeError:  # inference tensors do not count writes
-            return None
-    if type(spec) is dict:
-        parts = [(name, fingerprint(leaf)) for name, leaf in spec.items()]
-        return None if any(part is None for _, part in parts) else tuple(parts)
-    return None
-
-
 def build_step(
     loss: DataLoss,
     optimizer: Optimizer,
@@ -295,75 +217,6 @@ def build_step(
         return new_state, Metrics(value, penalty, value + penalty)
 
     return train_step
-
-
-def data_loss(fn: Functional, loss_fn: LossFn | FullLoss, *, evaluation: bool = False) -> DataLoss:
-    """Return ``(params, buffers, batch) -> (loss, new_buffers)`` for either kind of loss."""
-    check_loss(loss_fn)
-    if isinstance(loss_fn, FullLoss):
-        function = loss_fn.evaluate if evaluation else loss_fn.function
-
-        def call_full(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-            everything = {**{k: fn.frozen[k] for k in fn.unused}, **params}
-            loss, aux = function(everything, buffers, map_tensors(torch.clone, batch))
-            found = aux.get("buffers") if isinstance(aux, Mapping) else None
-            return check_scalar(loss), buffers if found is None else dict(found)
-
-        return call_full
-
-    def call(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        inputs, targets = split_batch(batch)
-        outputs, new_buffers = fn.call(params, buffers, inputs)
-        # Copied, as the inputs are: a loss that works in place must not spoil the batch for the other members.
-        return check_scalar(loss_fn(outputs, map_tensors(torch.clone, targets))), new_buffers
-
-    return call
-
-
-def split_batch(batch: Batch) -> tuple[Any, Any]:
-    """Return ``(inputs, targets)`` of a batch, or say what a batch is."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
-    raise ArgumentError(
-        "batch",
-        got=got,
-        expected="(inputs, targets), where inputs may be a tuple or a dict",
-        remedy="regroup it, or compute the loss from the whole batch with l2path.full_loss",
-    )
-
-
-def check_scalar(loss: Any) -> Tensor:
-    """Return the loss if it is a 0-d floating tensor."""
-    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
-        got = f"shape {list(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ArgumentError(
-            "loss_fn",
-            got=f"a result of {got}",
-            expected="a scalar (0-d, real, floating) tensor, the mean over the batch",
-            remedy="use reduction='mean', or call .mean() on the losses",
-        )
-    return loss
-
-
-def check_loss(loss_fn: object) -> None:
-    """Refuse what is no loss, and criteria with parameters of their own to train."""
-    if isinstance(loss_fn, nn.Module):
-        trainable = [name for name, p in loss_fn.named_parameters() if p.requires_grad]
-        if trainable:
-            raise ArgumentError(
-                "loss_fn",
-                got=f"a criterion with trainable parameters {trainable}",
-                expected="a function of outputs and targets alone",
-                remedy="make the criterion a sub-module of the model, or set requires_grad=False on them",
-            )
-    if isinstance(loss_fn, type) or (not isinstance(loss_fn, FullLoss) and not callable(loss_fn)):
-        raise ArgumentError(
-            "loss_fn",
-            got=f"a {type(loss_fn).__name__}",
-            expected="loss_fn(outputs, targets) -> scalar, or l2path.full_loss(f)",
-            remedy="pass for example torch.nn.functional.cross_entropy",
-        )
 
 
 def check_grad_transform(transform: object) -> None:

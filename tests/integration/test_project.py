@@ -29,11 +29,14 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"data"}),
     frozenset({"files", "progress"}),
     frozenset({"training"}),
+    frozenset({"losses"}),
     frozenset({"optimizers"}),
     frozenset({"ridge"}),
+    frozenset({"ridge_input"}),
     frozenset({"penalty", "units"}),
     frozenset({"scores"}),
     frozenset({"functional"}),
+    frozenset({"order"}),
     frozenset({"errors", "tables", "trees", "types"}),
 )
 FACES = ROWS[1]

@@ -16,7 +16,8 @@ import l2path
 from l2path import ArgumentError, TrainState, full_loss, init_state, make_train_step
 from l2path.engine import repeat, stack, take
 from l2path.functional import forked_rng, grad_with_autograd, vmap
-from l2path.training import Metrics, build_step, data_loss
+from l2path.losses import data_loss
+from l2path.training import Metrics, build_step
 from l2path.trees import tensor_leaves, tree_leaves
 from tests.helpers import assert_trees_close
 from tests.models import classes, noisy, smooth

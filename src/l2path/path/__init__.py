@@ -1,7 +1,7 @@
 """``batch_train`` and what it returns."""
 
 from l2path.path.batch import batch_train
-from l2path.path.driver import EpochEvent
+from l2path.path.chunks import EpochEvent
 from l2path.path.evaluation import Metric
 from l2path.path.members import Members
 from l2path.path.outcome import Member, Uncertainty

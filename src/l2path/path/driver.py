@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import DataStream, Source, batch_rows, blocks, step_seed
-from l2path.engine import Engine, Step, finite_members, members_of, run_steps, take
+from l2path.data import DataStream, batch_rows, blocks
+from l2path.engine import Engine, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError
-from l2path.functional import Functional, seed_generators
+from l2path.functional import seed_generators
+from l2path.order import step_seed
+from l2path.path.chunks import Chunk, EpochEvent, Group, Record
 from l2path.path.evaluation import Validation, score
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState
@@ -29,76 +30,6 @@ from l2path.types import Batch, Buffers, Lambdas, Params
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
 BLOCK_BYTES = 2**28  # buffered batches stay below this
 TRAIN_KEYS = ("loss", "penalty", "objective")
-
-
-@dataclass
-class Group:
-    """Members of one (fold, seed): they share batches, masks and frozen parameters, and stand at one step."""
-
-    seed: int
-    fn: Functional
-    eval_fn: Functional
-    train_step: Step
-    source: Source
-    step: int = 0
-    rows: int = 0  # seen in this epoch
-
-
-@dataclass
-class Chunk:
-    """Members that are live together; ``members[c]`` is row c of the state."""
-
-    group: Group
-    members: list[int]
-    state: TrainState
-    strengths: Lambdas
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with the members at these rows only."""
-        self.members = [self.members[c] for c in rows.tolist()]
-        self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
-
-
-@dataclass(frozen=True)
-class EpochEvent:
-    """What ``on_epoch`` is told at the end of each epoch.
-
-    Attributes
-    ----------
-    epoch : int
-        Number of epochs done, from 1.
-    epochs : int
-        Number of epochs asked for.
-    step : int
-        Number of updates done.
-    history : dict of str to Tensor, ``[epoch, K]``
-        Everything recorded so far.
-    active : Tensor, ``[K]`` bool
-        Members still in training.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    history: dict[str, Tensor]
-    active: Tensor
-    _params: Callable[[], Params] = field(repr=False)
-
-    @property
-    def params(self) -> Params:
-        """The parameters of all members now, ``[K, ...]`` by name (copied when read)."""
-        return self._params()
-
-
-@dataclass
-class Record:
-    """What training leaves behind, member by member."""
-
-    history: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]]
-    status: list[str]
-    epochs: list[int]
-    diverged_at: list[int | None]
-    parked: dict[int, tuple[Params, Buffers]]
 
 
 class Driver:

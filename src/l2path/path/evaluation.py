@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import DataStream, Source, batch_rows, step_seed
+from l2path.data import DataStream, Source, batch_rows
 from l2path.engine import map_members, members_of, take
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, seed_generators, vmap
+from l2path.losses import FullLoss, check_scalar, data_loss, split_batch
+from l2path.order import step_seed
 from l2path.scores import FloatArray
-from l2path.training import FullLoss, TrainState, check_scalar, data_loss, split_batch
+from l2path.training import TrainState
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, LossFn, MetricFn, Tree
 

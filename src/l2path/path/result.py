@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from l2path.data import DataStream, Place, batch_rows, make_source, step_seed
+from l2path.data import DataStream, Place, batch_rows, make_source
 from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.functional import Functional, forked_rng
+from l2path.losses import FullLoss
+from l2path.order import step_seed
 from l2path.path.driver import Driver
 from l2path.path.evaluation import concatenate, forward, outputs_of, row_scores
 from l2path.path.figures import draw
@@ -21,7 +23,7 @@ from l2path.path.outcome import Outcome, Selection, Uncertainty
 from l2path.path.report import report
 from l2path.penalty import Names
 from l2path.scores import FloatArray, standard_error
-from l2path.training import FullLoss, TrainState
+from l2path.training import TrainState
 from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Tree
 

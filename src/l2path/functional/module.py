@@ -1,23 +1,21 @@
-"""``nn.Module`` to pure functions; the only room that imports ``torch.func``."""
+"""Taking a module apart."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jacfwd
-from torch.func import grad_and_value as _grad_and_value
-from torch.func import vmap as _vmap
+from torch import nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from l2path.errors import ArgumentError
-from l2path.trees import map_tensors, tensor_leaves, tree_map
-from l2path.types import Batch, Buffers, Grads, Params, Tree
+from l2path.trees import map_tensors, tensor_leaves
+from l2path.types import Batch, Buffers, Params
 
 
 @dataclass(frozen=True)
@@ -242,106 +240,3 @@ def check_module(module: object, *, training: bool) -> None:
             expected="a root module in train mode (sub-modules in eval mode are respected)",
             remedy="call module.train() first, then .eval() on the sub-modules that must stay frozen",
         )
-
-
-def vmap(function: Callable[..., Any], in_dims: Any = 0, *, out_dims: Any = 0) -> Callable[..., Any]:
-    """``torch.func.vmap`` with ``randomness="same"``: all members see the same random masks."""
-    return _vmap(function, in_dims, out_dims, randomness="same")
-
-
-def grad_with_torch_func(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:
-    """Return gradients, loss and auxiliary output by ``torch.func``: composes with every transform."""
-    grads, (value, aux) = _grad_and_value(loss, has_aux=True)(params)
-    return grads, value, aux
-
-
-def grad_with_autograd(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:
-    """Return gradients, loss and auxiliary output by plain autograd: one member, no transform around."""
-    with torch.enable_grad():
-        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-        value, aux = loss(leaves)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True)), value.detach(), tree_map(lambda x: x.detach(), aux)
-
-
-def unused_parameters(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> list[str]:
-    """Return the names of parameters that ``loss`` does not depend on (torch leaves their grad None)."""
-    with torch.enable_grad():
-        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-        value, _ = loss(leaves)
-        if not value.requires_grad:
-            return list(leaves)
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    return [k for k, g in zip(leaves, found, strict=True) if g is None]
-
-
-def member_gradients(
-    function: Callable[[Any], Tensor], lambdas: Any, *, mode: Literal["reverse", "forward"] = "reverse"
-) -> tuple[Any, Tensor]:
-    """Differentiate a function of each member's lambdas, with ``vmap`` outermost.
-
-    Differentiating outside ``vmap(grad)`` is silently wrong for LayerNorm, InstanceNorm and BatchNorm, so
-    that batched derivatives go through this function: it maps the derivative over the members.
-
-    Parameters
-    ----------
-    function : callable
-        Takes *one* member's lambdas (the same structure as ``lambdas`` without the member axis) and returns
-        a scalar, for example the validation loss after several calls of a train step.
-    lambdas : Tensor or dict of str to Tensor
-        Leading axis K in every leaf.
-    mode : {"reverse", "forward"}
-        Reverse mode (one backward pass) or forward mode (one tangent for each entry of ``lambdas``).
-
-    Returns
-    -------
-    gradients
-        d function / d lambdas, structured and shaped like ``lambdas``.
-    values : Tensor, [K]
-        The function's values.
-
-    Examples
-    --------
-    >>> gradients, values = member_gradients(lambda lam: lam**2, torch.tensor([1.0, 3.0]))
-    >>> gradients
-    tensor([2., 6.])
-    """
-    if mode == "reverse":
-        gradients, values = vmap(_grad_and_value(function))(lambdas)
-        return gradients, cast("Tensor", values)
-    if mode != "forward":
-        raise ArgumentError("mode", got=repr(mode), expected="'reverse' or 'forward'", remedy="choose one of the two")
-    try:
-        gradients = vmap(jacfwd(function, randomness="same"))(lambdas)
-    except RuntimeError as error:
-        if "ZeroTensors are immutable" not in str(error):
-            raise
-        raise ArgumentError(
-            "function",
-            got=f"an operation without a forward derivative in torch {torch.__version__} ({error})",
-            expected="operations that forward mode can differentiate; F.mse_loss is none",
-            remedy="write the loss as ((outputs - targets) ** 2).mean(), or use mode='reverse'",
-        ) from error
-    return gradients, cast("Tensor", vmap(function)(lambdas))
-
-
-def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed torch's default generators for the CPU and for ``device``, to what ``torch.manual_seed`` sets.
-
-    ``torch.manual_seed`` itself also formats a stack trace for every accelerator that is not initialised, which costs
-    more than a small training step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)
-    elif device.type != "cpu":
-        torch.manual_seed(seed)
-
-
-@contextmanager
-def forked_rng(device: torch.device) -> Iterator[None]:
-    """Leave torch's default generators (CPU, and ``device``'s) as they were found."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -1,0 +1,26 @@
+"""``nn.Module`` to pure functions; the only room that imports ``torch.func``."""
+
+from l2path.functional.module import Functional, as_arguments, check_module, functionalize, restored_attributes
+from l2path.functional.rng import forked_rng, seed_generators
+from l2path.functional.transforms import (
+    grad_with_autograd,
+    grad_with_torch_func,
+    member_gradients,
+    unused_parameters,
+    vmap,
+)
+
+__all__ = [
+    "Functional",
+    "as_arguments",
+    "check_module",
+    "forked_rng",
+    "functionalize",
+    "grad_with_autograd",
+    "grad_with_torch_func",
+    "member_gradients",
+    "restored_attributes",
+    "seed_generators",
+    "unused_parameters",
+    "vmap",
+]

@@ -1,0 +1,86 @@
+"""What the driver holds while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from l2path.data import Source
+from l2path.engine import Step, take
+from l2path.functional import Functional
+from l2path.training import TrainState
+from l2path.types import Buffers, Lambdas, Params
+
+
+@dataclass
+class Group:
+    """Members of one (fold, seed): they share batches, masks and frozen parameters, and stand at one step."""
+
+    seed: int
+    fn: Functional
+    eval_fn: Functional
+    train_step: Step
+    source: Source
+    step: int = 0
+    rows: int = 0  # seen in this epoch
+
+
+@dataclass
+class Chunk:
+    """Members that are live together; ``members[c]`` is row c of the state."""
+
+    group: Group
+    members: list[int]
+    state: TrainState
+    strengths: Lambdas
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the members at these rows only."""
+        self.members = [self.members[c] for c in rows.tolist()]
+        self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
+
+
+@dataclass(frozen=True)
+class EpochEvent:
+    """What ``on_epoch`` is told at the end of each epoch.
+
+    Attributes
+    ----------
+    epoch : int
+        Number of epochs done, from 1.
+    epochs : int
+        Number of epochs asked for.
+    step : int
+        Number of updates done.
+    history : dict of str to Tensor, ``[epoch, K]``
+        Everything recorded so far.
+    active : Tensor, ``[K]`` bool
+        Members still in training.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    history: dict[str, Tensor]
+    active: Tensor
+    _params: Callable[[], Params] = field(repr=False)
+
+    @property
+    def params(self) -> Params:
+        """The parameters of all members now, ``[K, ...]`` by name (copied when read)."""
+        return self._params()
+
+
+@dataclass
+class Record:
+    """What training leaves behind, member by member."""
+
+    history: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]]
+    status: list[str]
+    epochs: list[int]
+    diverged_at: list[int | None]
+    parked: dict[int, tuple[Params, Buffers]]
