@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -131,16 +132,35 @@ def run_page(blocks: list[Block], source: Path | None = None) -> int:
     # A real module: dataclasses and pickle look a class's module up by name.
     module = types.ModuleType("executed_page")
     executed = 0
+    printed: str | None = None
     with _restored(module):
         for block in blocks:
+            if block.language == "text" and printed is not None and block.excuse is None:
+                _check_output(block, printed)
+                printed = None
             if block.language not in PYTHON or block.excuse is not None:
                 continue
             if block.language == "pycon" or block.code.lstrip().startswith(">>>"):
                 _run_doctest(block, module)
             else:
-                _run_code(block, module, filename=str(source or block.page))
+                output = io.StringIO()
+                with contextlib.redirect_stdout(output):
+                    _run_code(block, module, filename=str(source or block.page))
+                printed = output.getvalue()
             executed += 1
     return executed
+
+
+def _check_output(block: Block, printed: str) -> None:
+    """Compare a shown output with the real one; digits may differ, since rounding does from machine to machine."""
+
+    def skeleton(text: str) -> list[str]:
+        plain = re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?|\bnan\b", "#", text)
+        return [" ".join(line.split()) for line in plain.strip().splitlines()]
+
+    for shown, real in zip_longest(skeleton(block.code), skeleton(printed), fillvalue=""):
+        if shown != real:
+            raise PageError(f"{block.where}: the page shows {shown!r} where the code prints {real!r}")
 
 
 def _run_code(block: Block, module: types.ModuleType, filename: str) -> None:

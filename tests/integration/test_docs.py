@@ -96,6 +96,14 @@ def blocks_of(text: str) -> list[Block]:
     return read_blocks(textwrap.dedent(text), "page.md")
 
 
+def test_an_output_that_the_code_does_not_print_fails() -> None:
+    page = "```python\nprint('best', 0.5)\n```\n\nIt prints\n\n```text\nbest 0.25\n```\n"
+    assert run_page(blocks_of(page)) == 1  # digits are left to the machine
+    for wrong in ("worst 0.25", "best 0.25\nand more", ""):
+        with pytest.raises(PageError, match=r"the page shows .* where the code prints"):
+            run_page(blocks_of(page.replace("best 0.25", wrong)))
+
+
 def test_a_broken_block_fails_with_page_and_line() -> None:
     text = """\
     # A page
