@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from l2path.errors import ArgumentError
-from l2path.functional import vmap
+from l2path.functional import at_grad_level, vmap
 from l2path.trees import tensor_leaves, tree_map
-from l2path.types import Batch, Tree
+from l2path.types import Batch, Buffers, Params, Tree
+
+EvalKind: TypeAlias = Literal["vmap", "vjp", "loop"]
+"""How outputs in eval mode are computed; see :func:`map_members`."""
 
 # (state, batch, per_member) -> (state, metrics), for one member
 Step = Callable[[Tree, Batch, Tree], tuple[Tree, Tree]]
@@ -139,19 +142,35 @@ def run_steps(
 
 
 def map_members(
-    kind: Literal["vmap", "loop"],
-    function: Callable[[Tree, Batch], Any],
-    state: Tree,
+    kind: EvalKind,
+    function: Callable[[tuple[Params, Buffers], Batch], Any],
+    state: tuple[Params, Buffers],
     batch: Batch,
     prepare: Callable[[], None],
 ) -> Any:
-    """Call ``function(member_state, batch)`` for every member of a chunk; results are stacked ``[C, ...]``.
+    """Call ``function((params, buffers), batch)`` for every member of a chunk; results are stacked ``[C, ...]``.
 
-    ``prepare`` is called before (it seeds random masks, which are then the same for all members).
+    Parameters
+    ----------
+    kind : {"vmap", "vjp", "loop"}
+        How; "vjp" is vmap with each member's call at a level of differentiation that nothing is asked of, where
+        torch takes apart what it cannot batch as a whole (recurrent layers).
+    function : callable
+    state : (params, buffers), ``[C, ...]``
+    batch
+        Shared by all members.
+    prepare : callable
+        Called before (it seeds random masks, which are then the same for all members).
     """
-    if kind == "vmap":
+    if kind != "loop":
         prepare()
-        return vmap(function, in_dims=(0, None))(state, batch)
+        mapped = function
+        if kind == "vjp":
+
+            def mapped(s: tuple[Params, Buffers], b: Batch) -> Any:
+                return at_grad_level(lambda params: function((params, s[1]), b), s[0])
+
+        return vmap(mapped, in_dims=(0, None))(state, batch)
     results = []
     for c in range(members_of(state)):
         prepare()

@@ -483,29 +483,56 @@ def test_what_cannot_be_vmapped_is_looped_and_said() -> None:
         train(module=Branches(), engine="vmap")
 
 
-@pytest.mark.parametrize("validation", [None, (torch.randn(6, 7, 2).double(), torch.zeros(6, 3).double())])
-def test_evaluation_that_cannot_be_vmapped_is_looped(validation: Any) -> None:
-    class Recurrent(nn.Module):
-        """torch cannot vmap an LSTM without its gradient."""
+class Recurrent(nn.Module):
+    """torch cannot vmap an LSTM without its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(2, 4, batch_first=True, num_layers=2, bidirectional=True, dropout=0.2).double()
+        self.head = nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.head(self.lstm(x)[0][:, -1])
+        assert isinstance(out, Tensor)
+        return out
+
+
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_evaluation_of_an_lstm_is_batched_through_its_derivative(with_validation: bool) -> None:
+    x = torch.randn(9, 7, 2, generator=torch.Generator().manual_seed(0)).double()
+    data = (x, x[:, -1, :1].expand(9, 3) ** 2)
+    validation = data if with_validation else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        result = train(module=Recurrent(), data=data, loss_fn=F.mse_loss, validation=validation)
+    assert (result.engine.kind, result.eval_kind) == ("vmap", "vjp")
+    outputs = result.predict(x)
+    for k in range(len(result)):
+        expected = result.member(k).module().eval()(x).detach()
+        assert_trees_close(outputs[k], expected, 1e-12)
+        if with_validation:
+            scored = F.mse_loss(expected, data[1]).item()
+            assert_trees_close(float(result.history["val_loss"][-1, k]), scored, 1e-12)
+
+
+def test_evaluation_that_cannot_be_vmapped_is_looped_and_said() -> None:
+    class Hard(nn.Module):
+        """Branches on values, in eval mode only."""
 
         def __init__(self) -> None:
             super().__init__()
-            torch.manual_seed(0)
-            self.lstm = nn.LSTM(2, 4, batch_first=True).double()
-            self.head = nn.Linear(4, 3).double()
+            self.inner = smooth()
 
         def forward(self, x: Tensor) -> Tensor:
-            out = self.head(self.lstm(x)[0][:, -1])
+            out = self.inner(x)
             assert isinstance(out, Tensor)
-            return out
+            return out if self.training or out.mean() > 0 else 2 * out
 
-    x = torch.randn(9, 7, 2, generator=torch.Generator().manual_seed(0)).double()
-    data = (x, x[:, -1, :1].expand(9, 3) ** 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", l2path.BoundaryWarning)
-        with pytest.warns(l2path.EngineWarning, match="in eval mode are computed one member after the other"):
-            result = train(module=Recurrent(), data=data, loss_fn=F.mse_loss, validation=validation)
-    assert result.engine.kind == "vmap"
+    x, _ = classes()
+    with pytest.warns(l2path.EngineWarning, match="in eval mode are computed one member after the other: vmap fails"):
+        result = train(module=Hard())
+    assert (result.engine.kind, result.eval_kind) == ("vmap", "loop")
     assert_trees_close(result.predict(x)[2], result.member(2).module().eval()(x).detach(), 1e-12)
 
 

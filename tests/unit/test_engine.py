@@ -88,9 +88,14 @@ def test_every_member_meets_the_same_random_numbers() -> None:
     assert_trees_close(results[0], results[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_members_are_mapped(kind: Literal["vmap", "loop"]) -> None:
-    found = map_members(kind, lambda s, b: {"sum": (s.w * b).sum(), "w": s.w}, state(), BATCHES[1], lambda: None)
+@pytest.mark.parametrize("kind", ["vmap", "vjp", "loop"])
+def test_members_are_mapped(kind: Literal["vmap", "vjp", "loop"]) -> None:
+    parts = ({"w": state().w}, {"v": 2 * state().w})
+
+    def function(s: Any, b: Any) -> Any:
+        return {"sum": (s[1]["v"] * b).sum() / 2, "w": s[0]["w"]}
+
+    found = map_members(kind, function, parts, BATCHES[1], lambda: None)
     assert found["sum"].tolist() == [2.0, 6.0, 10.0]
     assert torch.equal(found["w"], state().w)
 

@@ -3,6 +3,7 @@
 from l2path.functional.module import Functional, as_arguments, check_module, functionalize, restored_attributes
 from l2path.functional.rng import forked_rng, seed_generators
 from l2path.functional.transforms import (
+    at_grad_level,
     grad_with_autograd,
     grad_with_torch_func,
     member_gradients,
@@ -13,6 +14,7 @@ from l2path.functional.transforms import (
 __all__ = [
     "Functional",
     "as_arguments",
+    "at_grad_level",
     "check_module",
     "forked_rng",
     "functionalize",

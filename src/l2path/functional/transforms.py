@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from torch.func import grad_and_value as _grad_and_value
-from torch.func import jacfwd
+from torch.func import jacfwd, vjp
 from torch.func import vmap as _vmap
 
 from l2path.errors import ArgumentError
@@ -34,6 +34,16 @@ def grad_with_autograd(loss: Callable[[Params], tuple[Tensor, Tree]], params: Pa
         value, aux = loss(leaves)
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, found, strict=True)), value.detach(), tree_map(lambda x: x.detach(), aux)
+
+
+def at_grad_level(function: Callable[[Params], Tree], params: Params) -> Tree:
+    """Return ``function(params)``, called inside a level of differentiation whose derivatives nobody asks for."""
+
+    def with_aux(p: Params) -> tuple[Tensor, Tree]:
+        return torch.zeros(()), function(p)
+
+    found: Any = vjp(with_aux, params, has_aux=True)  # typed as a pair, which it is without has_aux
+    return found[2]
 
 
 def unused_parameters(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l2path.data import DataStream, batch_rows, blocks
-from l2path.engine import Engine, finite_members, members_of, run_steps, take
+from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError
 from l2path.functional import seed_generators
 from l2path.order import step_seed
@@ -54,7 +54,7 @@ class Driver:
         groups: Sequence[Group],
         chunks: Sequence[Chunk],
         engine: Engine,
-        eval_kind: str,
+        eval_kind: EvalKind,
         members: int,
         validation: Validation | None,
         epochs: int,
@@ -62,7 +62,7 @@ class Driver:
         first_block: int = 8,
     ) -> None:
         self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
-        self.eval_kind: Any = eval_kind
+        self.eval_kind = eval_kind
         self.validation, self.epochs, self.on_epoch = validation, epochs, on_epoch
         self.epoch = 0
         self.block_length = first_block

@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2path.data import DataStream, Source, batch_rows
-from l2path.engine import map_members, members_of, take
+from l2path.engine import EvalKind, map_members, members_of, take
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, seed_generators, vmap
 from l2path.losses import FullLoss, check_scalar, data_loss, split_batch
@@ -98,9 +98,7 @@ def validation_batches(source: Source) -> Iterator[Batch]:
         )
 
 
-def outputs_of(
-    kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, source: Source, seed: int
-) -> tuple[Tree, Tree]:
+def outputs_of(kind: EvalKind, fn: Functional, state: TrainState, source: Source, seed: int) -> tuple[Tree, Tree]:
     """Return the outputs ``[C, N, ...]`` of a chunk in eval mode, and the targets ``[N, ...]``."""
     outputs, targets, rows = [], [], []
     with torch.no_grad():
@@ -126,16 +124,14 @@ def concatenate(trees: list[Tree], rows: list[int], *, member_axis: bool) -> Tre
     return tree_map(join, *trees)
 
 
-def forward(kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, inputs: Any, seed: int) -> Tree:
+def forward(kind: EvalKind, fn: Functional, state: TrainState, inputs: Any, seed: int) -> Tree:
     """Return the outputs ``[C, B, ...]`` of a chunk on one batch of inputs; ``seed`` is of random masks."""
     parts = (state.params, state.buffers)
     prepare = partial(seed_generators, fn.device, seed)
     return map_members(kind, lambda s, x: fn.call(s[0], s[1], x)[0], parts, inputs, prepare)
 
 
-def score(
-    kind: Literal["vmap", "loop"], fn: Functional, state: TrainState, val: Validation, seed: int
-) -> dict[str, Tensor]:
+def score(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, seed: int) -> dict[str, Tensor]:
     """Return ``[C]`` float64 scores of a chunk by name.
 
     The loss is the loss of all rows at once; with ``full_loss`` it is the row-weighted mean over the batches. Random

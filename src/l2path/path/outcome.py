@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from l2path.engine import Engine, take
+from l2path.engine import Engine, EvalKind, take
 from l2path.errors import ArgumentError, NoScoreError
 from l2path.functional import Functional
 from l2path.path.evaluation import Validation
@@ -137,7 +137,7 @@ class Outcome:
     diverged_at: tuple[int | None, ...]
     complete: bool
     engine: Engine
-    eval_kind: Literal["vmap", "loop"]
+    eval_kind: EvalKind
     select: Selection
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from l2path.engine import repeat, run_steps
-from l2path.errors import (
-    EngineWarning,
-)
+from l2path.engine import EvalKind, map_members, repeat, run_steps
+from l2path.errors import EngineWarning
 from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func, seed_generators
-from l2path.losses import DataLoss, FullLoss, split_batch
+from l2path.losses import DataLoss, FullLoss, data_loss, split_batch
 from l2path.order import step_seed
-from l2path.path.evaluation import forward
-from l2path.training import TrainState
 from l2path.trees import tensor_leaves, tree_map
-from l2path.types import Batch
+from l2path.types import Batch, Buffers, LossFn, Params, Tree
 
 # Largest difference, relative to the largest number, that rounding in one step explains.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -108,21 +105,40 @@ def warn_looped(reason: str) -> None:
     warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=4)
 
 
-def evaluation_kind(fn: Functional, eval_fn: Functional, batch: Batch, loss_fn: object, kind: Any) -> str:
-    """Return how outputs in eval mode can be computed, tried on two members and the first batch of training."""
-    if kind == "loop" or isinstance(loss_fn, FullLoss):
-        return str(kind)
-    inputs, _ = split_batch(batch)
-    two = TrainState(repeat(fn.params, 2), repeat(fn.buffers, 2), (), torch.zeros(2))
-    try:
-        with torch.no_grad():
-            forward("vmap", eval_fn, two, inputs, 0)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        warnings.warn(
-            f"outputs in eval mode are computed one member after the other, since vmap fails: {reason}",
-            EngineWarning,
-            stacklevel=4,
-        )
+def evaluation_kind(
+    fn: Functional, eval_fn: Functional, batch: Batch, loss_fn: LossFn | FullLoss, kind: Literal["vmap", "loop"]
+) -> EvalKind:
+    """Return how outputs in eval mode can be computed: the first way that agrees with the loop.
+
+    Tried on two members that differ, and the first batch of training.
+    """
+    if kind == "loop":
         return "loop"
-    return "vmap"
+    state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
+
+    def outputs(s: tuple[Params, Buffers], b: Batch) -> Tree:
+        if isinstance(loss_fn, FullLoss):
+            return data_loss(eval_fn, loss_fn, evaluation=True)(s[0], s[1], b)[0]
+        return eval_fn.call(s[0], s[1], split_batch(b)[0])[0]
+
+    def run(how: EvalKind) -> list[Tensor]:
+        with torch.no_grad():
+            found = map_members(how, outputs, state, batch, partial(seed_generators, fn.device, 0))
+        return list(tensor_leaves(found))
+
+    looped = run("loop")
+    tolerance, reason = TOLERANCE.get(fn.dtype, 1e-3), ""
+    ways: tuple[EvalKind, ...] = ("vmap", "vjp")
+    for how in ways:
+        try:
+            found = run(how)
+        except Exception as error:
+            reason = reason or f"vmap fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        if all(agree(g, w, tolerance, largest(w)) for g, w in zip(found, looped, strict=True)):
+            return how
+        reason = reason or "vmapped outputs differ from those of the loop"
+    warnings.warn(
+        f"outputs in eval mode are computed one member after the other: {reason}", EngineWarning, stacklevel=4
+    )
+    return "loop"
