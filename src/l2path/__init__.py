@@ -4,8 +4,10 @@ from l2path.engine import Engine
 from l2path.errors import (
     ArgumentError,
     BoundaryWarning,
+    BroadcastWarning,
     DivergenceWarning,
     EngineWarning,
+    IncompleteWarning,
     L2PathError,
     L2PathWarning,
     MissingExtraError,
@@ -32,7 +34,7 @@ from l2path.optimizers import (
     sgd,
 )
 from l2path.order import data_order, step_seed
-from l2path.path import EpochEvent, Member, Metric, PathResult, batch_train
+from l2path.path import CheckReport, EpochEvent, Member, Metric, PathResult, batch_train, check
 from l2path.penalty import expand_lambdas, l2_penalty, lambda_grid, lambda_table, weights_only
 from l2path.ridge import RidgePath, ridge_path
 from l2path.training import Metrics, TrainState, init_state, make_train_step
@@ -54,11 +56,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BoundaryWarning",
+    "BroadcastWarning",
+    "CheckReport",
     "DivergenceWarning",
     "Engine",
     "EngineWarning",
     "EpochEvent",
     "Functional",
+    "IncompleteWarning",
     "L2PathError",
     "L2PathWarning",
     "Member",
@@ -82,6 +87,7 @@ __all__ = [
     "apply_updates",
     "batch_train",
     "chain",
+    "check",
     "clip_by_global_norm",
     "clip_by_value",
     "data_order",

@@ -57,6 +57,10 @@ class StabilityWarning(L2PathWarning):
     """A learning rate times lambda at which gradient descent cannot converge."""
 
 
+class BroadcastWarning(L2PathWarning):
+    """Targets that broadcast against the outputs, every row against every other."""
+
+
 class MixedDecayWarning(L2PathWarning):
     """Decoupled decay and an L2 penalty in one run."""
 
@@ -71,6 +75,10 @@ class UnusedParameterWarning(L2PathWarning):
 
 class DivergenceWarning(L2PathWarning):
     """Members whose training left the finite numbers."""
+
+
+class IncompleteWarning(L2PathWarning):
+    """A run that was interrupted and returned what it had."""
 
 
 class EngineWarning(L2PathWarning):

@@ -47,6 +47,7 @@ def full_loss(
 
     Examples
     --------
+    >>> from l2path.functional import functionalize
     >>> fn = functionalize(nn.Linear(2, 1))
     >>> def loss(params, buffers, batch):
     ...     outputs, buffers = fn.apply(params, buffers, batch)

@@ -82,7 +82,9 @@ def deferred_interrupt() -> Iterator[Interrupt]:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
-        sys.stderr.write("\ninterrupt: stopping after this block; once more to stop at once\n")
+        sys.stderr.write(
+            "\ninterrupt: this run stops after the steps under way and returns what it has; once more to stop at once\n"
+        )
 
     before = signal.signal(signal.SIGINT, handler)
     try:

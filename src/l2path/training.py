@@ -235,6 +235,14 @@ def check_grad_transform(transform: object) -> None:
 def check_optimizer(optimizer: object) -> None:
     """Refuse what does not speak the ``init``/``update`` protocol, and bare gradient transforms."""
     if not isinstance(optimizer, Optimizer):
+        if callable(optimizer) and str(getattr(optimizer, "__module__", "")).startswith("l2path."):
+            name = getattr(optimizer, "__name__", "adam")
+            raise ArgumentError(
+                "optimizer",
+                got=f"the function l2path.{name}",
+                expected="the optimizer that it makes",
+                remedy=f"call it: l2path.{name}(lr=...)",
+            )
         kind = optimizer if isinstance(optimizer, type) else type(optimizer)
         raise ArgumentError(
             "optimizer",

@@ -77,10 +77,13 @@ def test_predict_and_state_dict_are_the_members_own() -> None:
 def test_select_decides_and_knows_its_direction() -> None:
     metrics = {
         "accuracy": l2path.Metric(accuracy, greater_is_better=True),
-        "error": lambda o, t: 1 - float(accuracy(o, t)),
+        "error": l2path.Metric(lambda o, t: 1 - float(accuracy(o, t))),
+        "bare": lambda o, t: 1.0,
     }
     by_accuracy = train(validation=classes(40, 2), metrics=metrics, select="accuracy")
     by_error = train(validation=classes(40, 2), metrics=metrics, select="val_error")
+    with pytest.raises(l2path.ArgumentError, match=r"select: got 'bare', a bare function; expected .* which way"):
+        train(validation=classes(40, 2), metrics=metrics, select="bare")
     best = float(by_accuracy.history["val_accuracy"][-1].max())
     assert by_accuracy.best.score == best
     assert by_error.best.index == by_accuracy.best.index
@@ -107,7 +110,7 @@ def test_ties_go_to_the_largest_lambda_whatever_the_order() -> None:
 
 def test_boundary_warning_carries_the_grid_to_try_next() -> None:
     with pytest.warns(
-        l2path.BoundaryWarning, match=r"the best lambda, 0\.01, is the low end.*grid\(1e-05, 0\.01, 10\)"
+        l2path.BoundaryWarning, match=r"the best lambda, 0\.01, is the low end.*grid\(0\.0001, 0\.32, 10\)"
     ):
         result = train(lambdas=l2path.lambda_grid(0.01, 10.0, 3), validation=classes(40, 2), epochs=10)
     assert "Careful: the best lambda" in str(result)
@@ -205,7 +208,8 @@ def test_an_interrupt_returns_a_valid_result(capsys: pytest.CaptureFixture[str])
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    result = train(on_epoch=hook, validation=classes(40, 2))
+    with pytest.warns(l2path.IncompleteWarning, match="interrupted after 2 of 4 epochs"):
+        result = train(on_epoch=hook, validation=classes(40, 2))
     assert not result.complete
     assert len(result.history["val_loss"]) == 2
     assert "Incomplete: interrupted after 2 epochs" in str(result)
@@ -227,6 +231,7 @@ def test_an_interrupt_within_an_epoch_scores_the_weights_that_it_returns() -> No
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        warnings.simplefilter("ignore", l2path.IncompleteWarning)
         result = train(loss_fn=loss, epochs=50, batch_size=2, validation=classes(40, 2), engine="loop")
     assert not result.complete
     x, y = classes(40, 2)
@@ -618,3 +623,69 @@ def test_progress_can_be_switched(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     train(epochs=2, progress=True)
     assert "epoch 2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", ["high", "low"])
+def test_following_the_advice_comes_to_an_end(side: str) -> None:
+    # The next grid reaches back over the old edge, so that an optimum at it is found to be inside.
+    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(4)).double()
+    y = (x[:, :1] + 2 * torch.randn(30, 1, generator=torch.Generator().manual_seed(5))).double()
+    grid = l2path.lambda_grid(1e-4, 1e-3, 3) if side == "high" else l2path.lambda_grid(100.0, 1000.0, 3)
+    for _ in range(6):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            result = l2path.batch_train(
+                nn.Linear(5, 1).double(),
+                (x[:15], y[:15]),
+                loss_fn=F.mse_loss,
+                optimizer=l2path.adam(lr=0.05),
+                lambdas={"weight": grid, "bias": 0.0},
+                epochs=150,
+                validation=(x[15:], y[15:]),
+            )
+        if result.boundary is None:
+            return
+        assert side in result.boundary
+        values = result.path_values
+        assert values is not None
+        near = np.sort(values)[-2 if side == "high" else 1]
+        low, high = (near, 100 * values.max()) if side == "high" else (values.min() / 100, near)
+        grid = l2path.lambda_grid(float(low), float(high), 10)
+    raise AssertionError(f"still at the edge: {result.boundary}")
+
+
+def test_targets_that_broadcast_are_noticed_in_a_handwritten_loss_too() -> None:
+    x, _ = classes()
+    wide, narrow = (x, x[:, :1]), (x, x[:, 0])
+    torch.manual_seed(0)
+    module = nn.Linear(5, 1).double()
+
+    def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets) ** 2).mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        with pytest.warns(l2path.BroadcastWarning, match=r"data: outputs \[20, 1\] and targets \[20\] broadcast"):
+            train(module=module, data=narrow, loss_fn=squares)
+        with pytest.warns(l2path.BroadcastWarning, match=r"validation: outputs \[103, 1\] and targets \[103\]"):
+            train(module=module, data=wide, validation=narrow, loss_fn=squares)
+        with pytest.raises(l2path.ArgumentError, match="validation: got targets that broadcast against the outputs"):
+            train(module=module, data=wide, validation=narrow, loss_fn=F.mse_loss)
+
+
+@pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
+def test_several_seeds_are_summed_up_by_point() -> None:
+    result = train(seeds=(0, 1, 2), validation=classes(40, 2))
+    lines = str(result).splitlines()
+    assert lines[0].split()[:2] == ["members", "lambda"]
+    assert len([line for line in lines[1:] if line and line[0] in " 0123456789"]) == 5
+    assert "0, 5, 10" in lines[1]
+    spread = result.scores.reshape(3, 5)[:, 0]
+    assert f"{spread.mean():.4f}" in lines[1]
+    assert any(f"Best mean of val_loss over 3 seeds: {result.cvm.min():.4g}" in line for line in lines)
+    weights = result.plot().axes[1]
+    assert all(np.size(line.get_xdata()) in (2, 5) for line in weights.get_lines())  # 2: the mark of the choice
+    norms = result.weight_norms()["0.weight"].reshape(3, 5).mean(0)
+    drawn = next(line for line in weights.get_lines() if line.get_label() == "0.weight")
+    assert_trees_close(np.asarray(drawn.get_ydata()), norms.flip(0), 1e-12)

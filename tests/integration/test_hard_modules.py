@@ -37,6 +37,7 @@ def train(module: Any = None, data: Any = (X, Y), **changes: Any) -> l2path.Path
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", l2path.BoundaryWarning)
+        warnings.simplefilter("ignore", l2path.IncompleteWarning)
         return l2path.batch_train(linear() if module is None else module, data, **(options | changes))
 
 

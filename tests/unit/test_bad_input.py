@@ -60,6 +60,10 @@ class Criterion(nn.Module):
         return F.cross_entropy(outputs, targets, weight=self.weight)
 
 
+def accuracy_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).float().mean()
+
+
 def frozen() -> nn.Module:
     module = net()
     module[0].requires_grad_(False)  # type: ignore[index]  # Sequential
@@ -102,6 +106,11 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "sweep negative": ({"sweep": {"lr": [-0.1]}}, "sweep['lr']", [">= 0"]),
     "seed": ({"seed": -1}, "seed", ["-1"]),
     "seed twice": ({"seeds": (1, 1)}, "seeds", ["different"]),
+    "seeds is a number": ({"seeds": 2}, "seeds", ["range(3)"]),
+    "metrics in a list": ({"metrics": [accuracy_of], "validation": (X, Y)}, "metrics", ["a list", "by name"]),
+    "optimizer not called": ({"optimizer": l2path.adam}, "optimizer", ["call it: l2path.adam(lr=...)"]),
+    "betas are two": ({"optimizer": l2path.adam(), "sweep": {"betas": [(0.9, 0.99)]}}, "sweep['betas']", ["beta1"]),
+    "factory with arguments": ({"module": lambda seed: net()}, "module", ["without arguments"]),
     "seed and seeds": ({"seed": 1, "seeds": (1, 2)}, "seeds", ["one of the two"]),
     "epochs": ({"epochs": 0}, "epochs", ["0", ">= 1"]),
     "batch_size": ({"batch_size": 0}, "batch_size", ["0", ">= 1"]),
@@ -129,7 +138,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "eval mode": ({"module": net().eval()}, "module", ["eval mode", "module.train()"]),
     "lazy parameters": ({"module": nn.LazyLinear(3)}, "module", ["lazy", "once on a batch"]),
     "no module": ({"module": 3}, "module", ["3"]),
-    "module class": ({"module": nn.Identity}, "module", ["lambda: Net"]),
+    "module class": ({"module": nn.Linear}, "module", ["without arguments", "lambda: Net"]),
     "factory without module": ({"module": lambda: 3}, "module", ["int"]),
     "one-row last batch": ({"module": BATCHNORM, "batch_size": 11}, "batch_size", ["one row", "'1'"]),
     "metrics without validation": ({"metrics": {"a": F.mse_loss}}, "metrics", ["validation=(inputs, targets)"]),

@@ -135,7 +135,7 @@ def test_the_first_interrupt_asks_and_the_second_raises(capsys: pytest.CaptureFi
         run()
     assert seen == [False, True]
     assert signal.getsignal(signal.SIGINT) is before
-    assert "stopping after this block" in capsys.readouterr().err
+    assert "this run stops" in capsys.readouterr().err
 
 
 def test_without_an_interrupt_nothing_is_asked_and_the_handler_comes_back() -> None:

@@ -636,3 +636,14 @@ def test_a_spec_that_is_written_to_between_steps_is_read_again() -> None:
     assert float(step(state, batch, {"weight": array})[1].penalty) == first
     array *= 2
     assert float(step(state, batch, {"weight": array})[1].penalty) == 2 * first
+
+
+def test_a_row_of_lambdas_in_one_step_is_refused() -> None:
+    # Forgetting vmap would otherwise give every column of a square layer a lambda of its own, without a word.
+    model = nn.Linear(3, 3)
+    optimizer = l2path.sgd(lr=0.1)
+    step = l2path.make_train_step(model, nn.functional.mse_loss, optimizer)
+    batch = (torch.ones(2, 3), torch.zeros(2, 3))
+    with pytest.raises(l2path.ArgumentError, match=r"lambdas: got shape \[3\], for all parameters at once.*vmap"):
+        step(l2path.init_state(model, optimizer), batch, l2path.lambda_grid(0.1, 1.0, 3))
+    step(l2path.init_state(model, optimizer), batch, {"weight": torch.rand(3, 3)})

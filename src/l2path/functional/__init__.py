@@ -1,6 +1,13 @@
 """``nn.Module`` to pure functions; the only room that imports ``torch.func``."""
 
-from l2path.functional.module import Functional, as_arguments, check_module, functionalize, restored_attributes
+from l2path.functional.checks import check_module
+from l2path.functional.module import (
+    Functional,
+    as_arguments,
+    failing_layer,
+    functionalize,
+    restored_attributes,
+)
 from l2path.functional.rng import forked_rng, seed_generators
 from l2path.functional.transforms import (
     at_grad_level,
@@ -16,6 +23,7 @@ __all__ = [
     "as_arguments",
     "at_grad_level",
     "check_module",
+    "failing_layer",
     "forked_rng",
     "functionalize",
     "grad_with_autograd",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.parameter import is_lazy
 
 from l2path.errors import ArgumentError
+from l2path.functional.checks import check_module
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Buffers, Params
 
@@ -149,6 +149,32 @@ def restored_attributes(module: nn.Module, changed: set[str]) -> Iterator[None]:
             now.update(attributes)
 
 
+def failing_layer(fn: Functional, call: Callable[[Functional], object]) -> str | None:
+    """Return the innermost sub-module inside which ``call(fn)`` raises, as text; None if it is outside of all.
+
+    The call is repeated on a copy of the module that keeps a list of what is running.
+    """
+    tensors = [*fn.template.parameters(), *fn.template.buffers()]
+    template = copy.deepcopy(fn.template, {id(t): t for t in tensors})
+    running: list[str] = []
+
+    def enter(name: str, module: nn.Module) -> Callable[..., None]:
+        return lambda *_: running.append(f"{name!r} ({type(module).__name__})")
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    for name, module in template.named_modules():
+        module.register_forward_pre_hook(enter(name, module))
+        module.register_forward_hook(leave)
+    try:
+        call(replace(fn, template=template))
+    except Exception:
+        # The root, whose name is empty, stands for "no layer in particular".
+        return running[-1] if len(running) > 1 else None
+    return None
+
+
 def as_arguments(inputs: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return ``(args, kwargs)`` of a module call: tuples and lists are positional, dicts by keyword."""
     if isinstance(inputs, Mapping):
@@ -210,33 +236,3 @@ def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
     aliases = {name: tuple(names[id(p)]) for name, p in every.items()}
     buffers = {name: b.detach() for name, b in template.named_buffers()}
     return Functional(params, buffers, frozen, aliases, template)
-
-
-def check_module(module: object, *, training: bool) -> None:
-    """Refuse what cannot be taken apart; see :func:`functionalize` for the errors."""
-    if not isinstance(module, nn.Module):
-        raise ArgumentError(
-            "module", got=f"a {type(module).__name__}", expected="an nn.Module", remedy="pass the module itself"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ArgumentError(
-            "module",
-            got="a ScriptModule",
-            expected="an ordinary nn.Module",
-            remedy="pass the module that was scripted: torch.func cannot transform TorchScript",
-        )
-    lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
-    if lazy:
-        raise ArgumentError(
-            "module",
-            got=f"uninitialised lazy parameters {lazy}",
-            expected="parameters with a shape",
-            remedy="call the module once on a batch before passing it",
-        )
-    if training and not module.training:
-        raise ArgumentError(
-            "module",
-            got="a module in eval mode",
-            expected="a root module in train mode (sub-modules in eval mode are respected)",
-            remedy="call module.train() first, then .eval() on the sub-modules that must stay frozen",
-        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, Schedule, check_scalar, check_schedule
+from l2path.optimizers.checks import Scalar, Schedule, check_scalar, check_schedule, named_as_in_torch
 from l2path.optimizers.elementwise import (
     Scalars,
     Slots,
@@ -32,6 +32,7 @@ class AdagradState(NamedTuple):
     sum: dict[str, Tensor]  # like the parameters
 
 
+@named_as_in_torch
 def adagrad(
     lr: Scalar = 1e-2,
     lr_decay: Scalar = 0.0,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule, named_as_in_torch
 from l2path.optimizers.elementwise import (
     Scalars,
     Slots,
@@ -48,6 +48,7 @@ class AdamState(NamedTuple):
     max_exp_avg_sq: dict[str, Tensor]  # like the parameters
 
 
+@named_as_in_torch
 def adam(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
@@ -113,6 +114,7 @@ def adam(
     return _build("adam", lr, betas, eps, amsgrad, None, schedule)
 
 
+@named_as_in_torch
 def adamw(
     lr: Scalar = 1e-3,
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),

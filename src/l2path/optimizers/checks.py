@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
 import operator
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -157,3 +159,32 @@ def check_flag(argument: str, value: bool) -> bool:
             remedy="train two optimizers to compare both: a flag is no hyperparameter to sweep",
         )
     return value
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ELSEWHERE = {
+    "weight_decay": "the L2 penalty of torch's SGD, Adam, RMSprop and Adagrad is set by lambdas; AdamW's is 'decay'",
+    "learning_rate": "it is called lr, as in torch.optim",
+    "decay": "decoupled decay is adamw's; an L2 penalty is set by lambdas",
+}
+
+
+def named_as_in_torch(build: Callable[P, R]) -> Callable[P, R]:
+    """Say of keywords that a builder does not know where they went."""
+    known = inspect.signature(build).parameters
+
+    @functools.wraps(build)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known and name in _ELSEWHERE:
+                raise ArgumentError(
+                    name,
+                    got=f"{build.__name__}({name}=...)",
+                    expected=f"keywords out of {list(known)}",
+                    remedy=_ELSEWHERE[name],
+                )
+        return build(*args, **kwargs)
+
+    return checked

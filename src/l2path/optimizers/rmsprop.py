@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule, named_as_in_torch
 from l2path.optimizers.elementwise import (
     Scalars,
     Slots,
@@ -37,6 +37,7 @@ class RMSpropState(NamedTuple):
     momentum_buffer: dict[str, Tensor]  # like the parameters
 
 
+@named_as_in_torch
 def rmsprop(
     lr: Scalar = 1e-2,
     alpha: Scalar = 0.99,

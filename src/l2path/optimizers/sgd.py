@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.optimizers.base import Optimizer
-from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule
+from l2path.optimizers.checks import Scalar, Schedule, check_flag, check_scalar, check_schedule, named_as_in_torch
 from l2path.optimizers.elementwise import (
     Scalars,
     Slots,
@@ -35,6 +35,7 @@ class SGDState(NamedTuple):
     momentum_buffer: dict[str, Tensor]  # like the parameters
 
 
+@named_as_in_torch
 def sgd(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.0,

@@ -11,7 +11,7 @@ from torch import nn
 
 from l2path.data import Place, Source, make_source
 from l2path.engine import Engine, choose_engine, repeat
-from l2path.errors import ArgumentError, DivergenceWarning
+from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
 from l2path.functional import (
     Functional,
     forked_rng,
@@ -113,7 +113,8 @@ def batch_train(
     validation : like data, optional
         Scored at the end of every epoch, in eval mode.
     metrics : {name: Metric or function}, optional
-        Scores beside the loss, recorded as ``val_<name>``; of a bare function less is better.
+        Scores beside the loss, recorded as ``val_<name>``. Only a :class:`Metric`, which says which way is better, can
+        decide.
     select : str
         The score that decides: "val_loss", or a metric's name.
     anchor : dict of str to Tensor, or "init"
@@ -196,7 +197,8 @@ def batch_train(
                 expected="validation data to compute them on",
                 remedy="pass validation=(inputs, targets)",
             )
-        selection = selection_of(select, checked, val)
+        bare = [f"val_{n}" for n, m in (metrics or {}).items() if not isinstance(m, Metric)]
+        selection = selection_of(select, checked, val, bare)
         return _train(
             fns,
             table,
@@ -246,7 +248,7 @@ def _train(
     batch = peeked[id(sources[seed])].first
     preflight.has_rows(batch)
     loss = data_loss(fns[seed], loss_fn)
-    preflight.first_loss(loss, fns[seed], batch)
+    preflight.first_loss(fns[seed], loss_fn, batch)
     frozen = preflight.freeze_unused(fns[seed], loss, batch, unused)
     anchors = {s: anchor_of(fn, anchor) for s, fn in fns.items()}
     if frozen:
@@ -283,7 +285,7 @@ def _train(
 
     chosen = choose_engine(engine, member_chunk, len(table), member_bytes)
     if chosen.kind == "vmap":
-        verdict = selfcheck.try_vmap(fns[seed], data_loss(fns[seed], loss_fn), batch, seed)
+        verdict = selfcheck.try_vmap(fns[seed], loss_fn, batch, seed)
         if not verdict.vmapped and engine == "vmap":
             raise ArgumentError(
                 "engine",
@@ -322,6 +324,13 @@ def _train(
             f"{len(diverged)} of {len(table)} members diverged and keep their last finite state: {diverged[:10]}"
             f"{'...' if len(diverged) > 10 else ''}, the first at step {driver.record.diverged_at[diverged[0]]}",
             DivergenceWarning,
+            stacklevel=3,
+        )
+    if not complete:
+        warnings.warn(
+            f"interrupted after {driver.epoch} of {epochs} epochs: the result holds what was trained "
+            "(result.complete is False), and the program goes on",
+            IncompleteWarning,
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)

@@ -33,7 +33,8 @@ class Metric:
     Parameters
     ----------
     function : callable
-        ``function(outputs, targets) -> number``, on the concatenated outputs ``[N, ...]`` of one member.
+        ``function(outputs, targets) -> number``, on the concatenated outputs ``[N, ...]`` of one member. Mind the
+        order: scikit-learn's metrics take the targets first, ``lambda outputs, targets: r2_score(targets, outputs)``.
     greater_is_better : bool
         Whether large values are good (accuracy) or bad (an error).
 
@@ -51,7 +52,14 @@ class Metric:
 
 
 def check_metrics(metrics: Mapping[str, Metric | MetricFn] | None) -> dict[str, Metric]:
-    """Return metrics by name; a bare function is one where less is better."""
+    """Return metrics by name; a bare function is recorded, but does not know which way is better."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ArgumentError(
+            "metrics",
+            got=f"a {type(metrics).__name__}",
+            expected="a dict of metrics by name",
+            remedy="write metrics={'accuracy': l2path.Metric(accuracy, greater_is_better=True)}",
+        )
     checked: dict[str, Metric] = {}
     for name, metric in (metrics or {}).items():
         if not isinstance(metric, Metric) and not callable(metric):

@@ -72,11 +72,12 @@ def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
 
 def _log_y(axis: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers at its ticks."""
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator
 
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.7)))
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axis.yaxis.set_minor_formatter("{x:g}")
 
 
 def _mark(axis: Axes, x: FloatArray, chosen: int | None, result: Outcome) -> None:
@@ -126,18 +127,26 @@ def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | N
     axis.legend(fontsize=8, frameon=False)
 
 
+def _over_seeds(result: Outcome, rows: FloatArray) -> FloatArray:
+    """Return ``[..., P]`` means over the seeds of ``[..., K]`` numbers, by point of the path."""
+    points = np.array(result.table.points)
+    means = [rows[..., points == p].mean(axis=-1) for p in range(result.table.n_points)]
+    return np.stack(means, axis=-1)
+
+
 def _norms(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
     x = _x_axis(axis, result, values)
-    order = np.argsort(x, kind="stable")
+    positions = _over_seeds(result, x)
+    order = np.argsort(positions, kind="stable")
     styles = ["-", "--", "-.", ":"]
     colors = [BLUE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
-    norms = result.weight_norms()
-    largest = sorted(norms, key=lambda n: -float(norms[n].nan_to_num().max()))[:10]
+    norms = {name: _over_seeds(result, norm.numpy()) for name, norm in result.weight_norms().items()}
+    largest = sorted(norms, key=lambda n: -float(np.nan_to_num(norms[n]).max()))[:10]
     for i, name in enumerate(n for n in norms if n in largest):
         style: dict[str, Any] = {"color": colors[i % 5], "linestyle": styles[i // 5 % 4]}
-        axis.plot(x[order], norms[name].numpy()[order], label=name, **style)
+        axis.plot(positions[order], norms[name][order], label=name, **style)
     _mark_plain(axis, x, chosen)
-    axis.set_ylabel("Euclidean norm")
+    axis.set_ylabel("Euclidean norm" + (", mean over seeds" if len(set(result.table.seeds)) > 1 else ""))
     axis.set_title("Weights" if len(norms) <= 10 else f"Weights (10 largest of {len(norms)})")
     axis.legend(fontsize=7, frameon=False)
 
@@ -148,21 +157,23 @@ def _mark_plain(axis: Axes, x: FloatArray, chosen: int | None) -> None:
 
 
 def _curves(axis: Axes, result: Outcome) -> None:
-    name = result.select.name if result.select.validation is not None else "loss"
-    rows = result.history[name].numpy()
-    epochs = np.arange(1, len(rows) + 1)
-    shown = np.unique(np.linspace(0, len(result) - 1, min(CURVES, len(result))).round().astype(int))
     from matplotlib import colormaps
 
+    name = result.select.name if result.select.validation is not None else "loss"
+    rows = _over_seeds(result, result.history[name].numpy())
+    epochs = np.arange(1, len(rows) + 1)
+    n = result.table.n_points
+    shown = np.unique(np.linspace(0, n - 1, min(CURVES, n)).round().astype(int))
     cmap = colormaps["viridis"]
     best = _chosen(result)
-    for i, k in enumerate(shown):
-        label = result.table.label(int(k))
+    for i, point in enumerate(shown):
+        label = result.table.label(result.table.points.index(int(point)))
         label.pop("seed")
         text = ", ".join(show(v) for v in label.values())
-        axis.plot(epochs, rows[:, k], color=cmap(0.92 * i / max(1, len(shown) - 1)), linewidth=1.2, label=text)
+        axis.plot(epochs, rows[:, point], color=cmap(0.92 * i / max(1, len(shown) - 1)), linewidth=1.2, label=text)
     if best is not None:
-        axis.plot(epochs, rows[:, best], color=ORANGE, linewidth=2, linestyle="--", label="best")
+        own = rows[:, result.table.points[best]]
+        axis.plot(epochs, own, color=ORANGE, linewidth=2, linestyle="--", label="best")
     axis.set_xlabel("epoch")
     axis.set_ylabel(name)
     axis.set_title("Training")

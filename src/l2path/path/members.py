@@ -212,6 +212,10 @@ def _explicit(
 def hyper_axis(names: Names, name: str, values: Any) -> HyperAxis:
     """Read the values of one swept hyperparameter."""
     argument = f"sweep[{name!r}]"
+    if name == "betas":
+        raise ArgumentError(
+            argument, got="pairs", expected="'beta1' and 'beta2'", remedy="sweep each by itself, as two axes"
+        )
     if isinstance(values, (Mapping, WeightsOnly)) or is_spec_list(values):
         axis = lambda_axis(names, values, argument)
         return HyperAxis(axis.strengths, axis.labels)

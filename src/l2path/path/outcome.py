@@ -293,15 +293,18 @@ class Outcome:
         if np.ptp(self.cvm[np.isfinite(self.cvm)]) == 0:
             return None  # all the same: no edge is better
         value, n = float(values[point]), max(len(values), 10)
-        low, high = (value, value * 1e3) if side == "high" else (value / 1e3, value)
+        # The next grid reaches back over the neighbour: an optimum at this very edge is then inside of it.
+        inner = np.unique(values[(values < value) & (values > 0)] if side == "high" else values[values > value])
+        near = float(inner[-1] if side == "high" else inner[0]) if inner.size else value
+        low, high = (near, value * 100) if side == "high" else (value / 100, near)
         long = [n for n, size in zip(self.table.axis_names, self.table.shape, strict=True) if size > 1]
         what = long[0] if long else "lambda"
         if not all(isinstance(label, float) for label in self._labels(what)):
-            factor = "10^3 times larger" if side == "high" else "10^3 times smaller"
+            factor = "100 times larger" if side == "high" else "100 times smaller"
             return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
         if what not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
             return f"the best {what}, {value:.4g}, is the {side} end of the grid"
-        grid = f"l2path.lambda_grid({low:.4g}, {high:.4g}, {n})"
+        grid = f"l2path.lambda_grid({low:.2g}, {high:.2g}, {n})"
         grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
         return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"
 

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from l2path.data import Source, batch_rows
-from l2path.engine import repeat
+from l2path.engine import repeat, take
 from l2path.errors import (
     ArgumentError,
+    BroadcastWarning,
     MixedDecayWarning,
     ModuleStateWarning,
     ReductionWarning,
     StabilityWarning,
     UnusedParameterWarning,
 )
-from l2path.functional import Functional, unused_parameters
-from l2path.losses import DataLoss, FullLoss, split_batch
+from l2path.functional import Functional, failing_layer, unused_parameters
+from l2path.losses import DataLoss, FullLoss, data_loss, split_batch
 from l2path.optimizers import Optimizer, hyper_paths
 from l2path.path.evaluation import Validation, concatenate, forward, scores_of_outputs, validation_batches
 from l2path.training import TrainState
@@ -46,19 +47,25 @@ def check_one_row(fn: Functional, source: Source) -> None:
         )
 
 
-def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
-    """Run the module and the loss once on the first batch, and say what fails."""
+def first_loss(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> None:
+    """Run the module and the loss once on the first batch, and say what fails, and in which layer."""
+
+    def run(f: Functional) -> None:
+        with torch.no_grad():
+            data_loss(f, loss_fn)(f.params, f.buffers, batch)
+
     try:
-        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loss(fn.params, fn.buffers, batch)
+            run(fn)
     except ArgumentError:
         raise
     except Exception as error:
+        layer = failing_layer(fn, run)
+        where = f"the layer {layer} fails" if layer else "the model or the loss fails"
         raise ArgumentError(
             "data",
-            got=f"a first batch of {describe_batch(batch)}, on which the model or the loss fails: "
-            f"{type(error).__name__}: {error}",
+            got=f"a first batch of {describe_batch(batch)}, on which {where}: {type(error).__name__}: {error}",
             expected=f"batches that {type(fn.template).__name__} ({fn.dtype}, {fn.device}) and the loss take",
             remedy="call loss_fn(module(inputs), targets) on a batch and mend what it says",
         ) from error
@@ -69,15 +76,41 @@ def first_loss(loss: DataLoss, fn: Functional, batch: Batch) -> None:
             ModuleStateWarning,
             stacklevel=4,
         )
+    if not isinstance(loss_fn, FullLoss):
+        with torch.no_grad():
+            inputs, targets = split_batch(batch)
+            warn_broadcast(fn.call(fn.params, fn.buffers, inputs)[0], targets, "data")
+    refuse_broadcast(caught, "data")
+
+
+def refuse_broadcast(caught: list[warnings.WarningMessage], argument: str) -> None:
+    """Turn torch's warning of targets that broadcast into an error; give the other warnings again."""
     for warning in caught:
         if "different to the input size" in str(warning.message):
             raise ArgumentError(
-                "data",
+                argument,
                 got=f"targets that broadcast against the outputs: {str(warning.message).split('. ')[0]}",
                 expected="targets of the outputs' shape",
                 remedy="add the missing axis, for example targets.unsqueeze(1)",
             )
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def warn_broadcast(outputs: object, targets: object, argument: str) -> None:
+    """Warn of outputs ``[B, 1]`` beside targets ``[B]``, or the reverse: in most losses they become ``[B, B]``."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return
+    if not (outputs.is_floating_point() and targets.is_floating_point()):
+        return
+    short, long = sorted((outputs.shape, targets.shape), key=len)
+    if len(long) == len(short) + 1 and long == (*short, 1) and short.numel() > 1:
+        warnings.warn(
+            f"{argument}: outputs {list(outputs.shape)} and targets {list(targets.shape)} broadcast to every pair of "
+            "rows in most losses, which trains or chooses a wrong model without an error. Give both one shape, for "
+            "example with targets.unsqueeze(1)",
+            BroadcastWarning,
+            stacklevel=5,
+        )
 
 
 def describe_batch(batch: Batch) -> str:
@@ -231,7 +264,11 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
     try:
         with torch.no_grad():
             outputs = forward("loop", eval_fn, one, inputs, 0)
-            scores_of_outputs(outputs, targets, validation)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                scores_of_outputs(outputs, targets, validation)
+            refuse_broadcast(caught, "validation")
+            warn_broadcast(take(outputs, 0), targets, "validation")
             rows = [batch_rows(batch)] * 2  # what cannot be joined with the next batch shows now
             concatenate([outputs, outputs], rows, member_axis=True)
             concatenate([targets, targets], rows, member_axis=False)

@@ -15,18 +15,25 @@ SHOWN = 64  # members printed in full; of longer paths the ends and the neighbou
 
 
 def report(result: Outcome) -> str:
-    """Return the table of a result, one row for each member, with what has to be said below it."""
+    """Return the table of a result, and below it what has to be said.
+
+    A row for each member or, over several seeds, for each point of the path, with means over the seeds.
+    """
     best = _best(result)
-    header, columns = ["member"], [[str(k) for k in range(len(result))]]
+    table = result.table
+    several = len(set(table.seeds)) > 1 and table.n_points < len(result)
+    groups = [[k for k, p in enumerate(table.points) if p == point] for point in range(table.n_points)]
+    if not several:
+        groups = [[k] for k in range(len(result))]
+    header, columns = ["members" if several else "member"], [[", ".join(map(str, g)) for g in groups]]
 
     def add(name: str, cells: list[str]) -> None:
         header.append(name)
         columns.append(cells)
 
-    table = result.table
-    labels = [table.label(k) for k in range(len(result))]
-    if len(set(table.seeds)) > 1:
-        add("seed", [str(s) for s in table.seeds])
+    labels = [table.label(g[0]) for g in groups]
+    if not several and len(set(table.seeds)) > 1:
+        add("seed", [str(table.seeds[g[0]]) for g in groups])
     for name in table.hyper:
         add(name, [show(label[name]) for label in labels])
     if table.lambdas is not None:
@@ -37,19 +44,21 @@ def report(result: Outcome) -> str:
         else:
             add("lambda", [show(label["lambda"]) for label in labels])
     for name, rows in result.history.items():
-        add(name, [_last(rows, n, k) for k, n in enumerate(result.epochs_trained)])
-    paired = result.uncertainty
-    if best is not None and paired.differences is not None and paired.difference_errors is not None:
-        cells = [
-            f"{d:+.4f} ± {e:.4f}" if np.isfinite(d) else "-"
-            for d, e in zip(paired.differences.tolist(), paired.difference_errors.tolist(), strict=True)
-        ]
-        cells[best] = "best"
+        last = np.array([float(rows[n - 1, k]) if n else np.nan for k, n in enumerate(result.epochs_trained)])
+        add(name, [_number(float(last[g].mean())) for g in groups])
+    if several and result.select.validation is not None:
+        add("sd over seeds", [_number(float(result.scores[g].std(ddof=1))) for g in groups])
+    chosen = None if best is None else next(row for row, g in enumerate(groups) if best in g)
+    sure = result.uncertainty
+    if chosen is not None and not several and sure.differences is not None and sure.difference_errors is not None:
+        pairs = zip(sure.differences.tolist(), sure.difference_errors.tolist(), strict=True)
+        cells = [f"{d:+.4f} ± {e:.4f}" if np.isfinite(d) else "-" for d, e in pairs]
+        cells[chosen] = "best"
         add(f"{result.select.name} - best ± se", cells)
     if set(result.status) != {"trained"}:
-        add("status", list(result.status))
+        add("status", [", ".join(dict.fromkeys(result.status[k] for k in g)) for g in groups])
     body = [list(row) for row in zip(*columns, strict=True)]
-    return "\n".join([format_table(header, _shorten(body, best)), "", *notes(result, best)])
+    return "\n".join([format_table(header, _shorten(body, chosen)), "", *notes(result, best)])
 
 
 def notes(result: Outcome, best: int | None) -> list[str]:
@@ -60,9 +69,7 @@ def notes(result: Outcome, best: int | None) -> list[str]:
             f"Incomplete: interrupted after {max(result.epochs_trained)} epochs (the last one may be partial)."
         )
     if best is not None:
-        member, errors = result.best, result.uncertainty.standard_errors
-        error = f" ± {errors[best]:.4g}" if errors is not None else ""
-        lines.append(f"Best by {result.select.name}: member {best}, {_what(result, best)}, {member.score:.4g}{error}.")
+        lines.append(_verdict(result, best))
         if result.uncertainty.reason:
             lines.append(f"No standard errors: {result.uncertainty.reason}.")
         if result.boundary:
@@ -83,6 +90,22 @@ def notes(result: Outcome, best: int | None) -> list[str]:
     return lines
 
 
+def _verdict(result: Outcome, best: int) -> str:
+    """Return the line that says which member was chosen, and by what."""
+    name, errors = result.select.name, result.uncertainty.standard_errors
+    direction = ", greater is better" if result.select.greater_is_better else ""
+    error = f" ± {errors[best]:.4g}" if errors is not None else ""
+    member = f"member {best}, {_what(result, best)}"
+    score = f"{result.best.score:.4g}{error}"
+    seeds = [k for k, p in enumerate(result.table.points) if p == result.table.points[best]]
+    if len(seeds) == 1:
+        return f"Best by {name}{direction}: {member}, {score}."
+    mean = f"{result.cvm.ravel()[result.table.points[best]]:.4g}"
+    return (
+        f"Best mean of {name} over {len(seeds)} seeds{direction}: {mean}; of its seeds the best is {member}, {score}."
+    )
+
+
 def _what(result: Outcome, k: int) -> str:
     label = result.table.label(k)
     if len(set(result.table.seeds)) == 1:
@@ -96,8 +119,7 @@ def _best(result: Outcome) -> int | None:
     return result.best.index
 
 
-def _last(rows: Tensor, epochs: int, k: int) -> str:
-    value = float(rows[epochs - 1, k]) if epochs else float("nan")
+def _number(value: float) -> str:
     return f"{value:.4f}" if 0.1 <= abs(value) < 1e5 or value == 0 else f"{value:.4g}"
 
 

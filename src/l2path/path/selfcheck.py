@@ -12,8 +12,8 @@ from torch import Tensor
 
 from l2path.engine import EvalKind, map_members, repeat, run_steps
 from l2path.errors import EngineWarning
-from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func, seed_generators
-from l2path.losses import DataLoss, FullLoss, data_loss, split_batch
+from l2path.functional import Functional, failing_layer, grad_with_autograd, grad_with_torch_func, seed_generators
+from l2path.losses import FullLoss, data_loss, split_batch
 from l2path.order import step_seed
 from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, LossFn, Params, Tree
@@ -28,6 +28,7 @@ class Verdict:
 
     vmapped: bool
     reason: str
+    layer: str | None = None
 
 
 def largest(x: Tensor) -> float:
@@ -49,7 +50,7 @@ def agree(got: Tensor, want: Tensor, tolerance: float, scale: float) -> bool:
     return torch.equal(got[special], want[special]) and largest((got - want)[finite]) <= tolerance * scale
 
 
-def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict:
+def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Verdict:
     """Compare two members vmapped with the same two in a loop: losses, gradients and buffers.
 
     Gradients are compared, and not updates: an adaptive optimizer turns a gradient that is rounding alone (a bias in
@@ -58,8 +59,7 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
     Parameters
     ----------
     fn : Functional
-    loss : callable
-        Of parameters, buffers and a batch.
+    loss_fn : callable, or full_loss(f)
     batch
         The first one.
     seed : int
@@ -69,7 +69,9 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
     # Two members that differ, so that what reads one member's values for all of them is noticed.
     state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
 
-    def step(gradients: Any) -> Any:
+    def step(f: Functional, gradients: Any) -> Any:
+        loss = data_loss(f, loss_fn)
+
         def one(s: Any, b: Batch, _: Any) -> Any:
             grads, value, buffers = gradients(lambda p: loss(p, s[1], b), s[0])
             return (s[0], buffers), (value, grads)
@@ -79,11 +81,16 @@ def try_vmap(fn: Functional, loss: DataLoss, batch: Batch, seed: int) -> Verdict
     def prepare(t: int) -> None:
         seed_generators(fn.device, step_seed(seed, t))
 
+    def vmapped(f: Functional) -> Any:
+        return run_steps("vmap", step(f, grad_with_torch_func), state, [batch], (), prepare)
+
     try:
-        batched = run_steps("vmap", step(grad_with_torch_func), state, [batch], (), prepare)
+        batched = vmapped(fn)
     except Exception as error:
-        return Verdict(False, f"vmap fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-    looped = run_steps("loop", step(grad_with_autograd), state, [batch], (), prepare)
+        layer = failing_layer(fn, vmapped)
+        where = f" in the layer {layer}" if layer else ""
+        return Verdict(False, f"vmap fails{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}", layer)
+    looped = run_steps("loop", step(fn, grad_with_autograd), state, [batch], (), prepare)
     untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
     draws = not torch.equal(torch.default_generator.get_state(), untouched)
     for name, got, want in (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,7 +95,7 @@ def check_same_structure(fns: dict[int, Functional]) -> None:
 
 def functional_of(module: Callable[[], nn.Module], seed: int, device: torch.device) -> Functional:
     """Call the factory under a seed and take its module apart."""
-    if isinstance(module, type) or not callable(module):
+    if not callable(module):
         raise ArgumentError(
             "module",
             got=f"{module!r}",
@@ -101,6 +103,15 @@ def functional_of(module: Callable[[], nn.Module], seed: int, device: torch.devi
             remedy="pass an instance, or for example lambda: Net(10)",
         )
     seed_generators(device, seed)
+    try:
+        inspect.signature(module).bind()
+    except TypeError as error:
+        raise ArgumentError(
+            "module",
+            got=f"{module!r}, which cannot be called without arguments ({error})",
+            expected="an nn.Module, or a callable without arguments that makes one",
+            remedy="pass an instance, or for example lambda: Net(10); it is called under each seed already",
+        ) from error
     made = module()
     check_module(made, training=True)
     return functionalize(made)
@@ -117,6 +128,8 @@ def check_seeds(seed: int | None, seeds: Sequence[int] | None) -> tuple[int, ...
     """Return the seeds, all different."""
     if seed is not None and seeds is not None:
         raise ArgumentError("seeds", got="seed and seeds", expected="one of the two", remedy="use seeds=(0, 1, 2)")
+    if seeds is not None and not isinstance(seeds, (Sequence, np.ndarray, torch.Tensor)):
+        raise ArgumentError("seeds", got=repr(seeds), expected="a sequence of whole numbers", remedy="use range(3)")
     if seeds is None:
         return (check_seed(0 if seed is None else seed, "seed"),)
     out = tuple(check_seed(s, "seeds") for s in seeds)
@@ -153,10 +166,19 @@ def sources_by_seed(
     return {s: base.with_seed(s) if shuffle and isinstance(base, RowSource) else base for s in order}
 
 
-def selection_of(select: str, metrics: dict[str, Metric], val: Validation | None) -> Selection:
+def selection_of(
+    select: str, metrics: dict[str, Metric], val: Validation | None, bare: Collection[str] = ()
+) -> Selection:
     """Return the score that decides, by the name that the user gave it."""
     known = {"val_loss": False, **{f"val_{n}": m.greater_is_better for n, m in metrics.items()}}
     name = f"val_{select}" if f"val_{select}" in known else select
+    if name in bare:
+        raise ArgumentError(
+            "select",
+            got=f"{select!r}, a bare function",
+            expected="a metric that says which way is better",
+            remedy=f"wrap it: l2path.Metric({select.removeprefix('val_')}, greater_is_better=True) or False",
+        )
     if name not in known:
         raise ArgumentError("select", got=repr(select), expected=f"one of {list(known)}", remedy=nearest(select, known))
     return Selection(name, known[name], val)

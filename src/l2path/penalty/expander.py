@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from l2path.functional import Functional
-from l2path.penalty import describe, expand_lambdas
+from l2path.penalty.names import describe
+from l2path.penalty.specs import expand_lambdas, refuse_bare_vector
 from l2path.types import Lambdas, LambdaSpec
 
 
@@ -25,6 +26,7 @@ class Expander:
         """Return the strengths by parameter."""
         if torch.compiler.is_compiling():
             return expand_lambdas(self.names, spec)
+        refuse_bare_vector(self.names, spec, "lambdas")
         mark = fingerprint(spec)
         if self.last is not None and mark is not None and mark == self.last[0]:
             return self.last[2]

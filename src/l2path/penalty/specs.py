@@ -87,6 +87,22 @@ def expand_lambdas(
     return {name: as_strength(leaves.get(name, 0.0), names, name, argument) for name in names.params}
 
 
+def refuse_bare_vector(names: Names, spec: LambdaSpec, argument: str) -> None:
+    """Refuse a row of numbers for several parameters: it is several lambdas, and not one for each column."""
+    inner = spec.spec if isinstance(spec, WeightsOnly) else spec
+    bare = isinstance(inner, (Tensor, np.ndarray)) or (isinstance(inner, Sequence) and not isinstance(inner, str))
+    ndim = inner.ndim if isinstance(inner, Tensor) else np.ndim(inner) if bare else 0
+    if ndim != 1 or len(names.params) < 2:
+        return
+    raise ArgumentError(
+        argument,
+        got=f"shape {list(np.shape(inner))}, for all parameters at once",
+        expected="one number, or a dict that says which parameter has element-wise strengths",
+        remedy="many lambdas at once go to batch_train (or through torch.func.vmap); write {'name': tensor} for "
+        "element-wise strengths; lambda_table takes a path with members=L",
+    )
+
+
 def leaf_by_parameter(names: Names, spec: LambdaSpec, argument: str) -> dict[str, Any]:
     """Return the leaf that decides each parameter; parameters without one are left out."""
     if isinstance(spec, WeightsOnly):
