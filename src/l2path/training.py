@@ -163,7 +163,7 @@ def make_train_step(
     fn = module if isinstance(module, Functional) else functionalize(module)
     check_optimizer(optimizer)
     check_grad_transform(grad_transform)
-    loss = data_loss(fn, loss_fn)
+    loss = data_loss(fn.renormalising(), loss_fn)
     return build_step(loss, optimizer, grad_transform, check_anchor(fn.params, anchor), fn, checked=False)
 
 
@@ -186,6 +186,8 @@ def build_step(
 
     def train_step(state: TrainState, batch: Batch, lambdas: LambdaSpec) -> tuple[TrainState, Metrics]:
         params, buffers, opt_state, step = state
+        if fn.renormalised:  # a forward pass rewrites these in place, and the update starts from the rewritten ones
+            params = {k: p.clone() if k in fn.renormalised else p for k, p in params.items()}
         strengths: Lambdas = lambdas if checked and is_expanded(params, lambdas) else expand(lambdas)
         grads, value, buffers = gradients(lambda p: loss(p, buffers, batch), params)
         transform_state: OptState = ()

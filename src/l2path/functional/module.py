@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+
+# What functional_call itself is made of; private, and pinned by the tests of activation checkpointing.
+from torch.nn.utils.stateless import _reparametrize_module
 
 from l2path.errors import ArgumentError
 from l2path.functional.checks import check_module
@@ -37,6 +41,8 @@ class Functional:
         A private copy of the module that the function runs on; the caller's module is never touched.
     unused : tuple of str
         Those of ``frozen`` that :meth:`freeze` put there.
+    renormalised : tuple of str
+        Weights of embeddings with ``max_norm``, which torch rewrites in place when they are looked up.
     changed : set of str
         Attributes that calls of the module have set on it and that were put back, a record for diagnosis.
     """
@@ -48,6 +54,7 @@ class Functional:
     template: nn.Module
     unused: tuple[str, ...] = ()
     changed: set[str] = field(default_factory=set, compare=False)
+    renormalised: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -92,9 +99,18 @@ class Functional:
         merged = {**self.frozen, **params, **copies}
         # A first layer that works in place would change the caller's batch.
         args, kwargs = map_tensors(torch.clone, (args, kwargs))
+        # max_norm rewrites the weights that it is given.
+        merged.update({k: merged[k].clone() for k in self.renormalised})
         with restored_attributes(self.template, self.changed):
-            outputs = functional_call(self.template, merged, args, kwargs, tie_weights=True, strict=True)
+            outputs = call_with(self.template, merged, args, kwargs)
         return outputs, {k: merged[k] for k in buffers}
+
+    def renormalising(self) -> Functional:
+        """Return the same functional with ``apply`` rewriting the weights that it is given, where ``max_norm`` does.
+
+        torch updates the renormalised weights; a step that owns a copy of them does the same this way.
+        """
+        return replace(self, renormalised=()) if self.renormalised else self
 
     def call(self, params: Params, buffers: Buffers, inputs: Batch) -> tuple[Any, Buffers]:
         """Call the module on ``inputs``: a tuple becomes ``*args``, a dict ``**kwargs``."""
@@ -147,6 +163,33 @@ def restored_attributes(module: nn.Module, changed: set[str]) -> Iterator[None]:
                 changed.update(f"{name}.{k}" if name else k for k in keys)
             now.clear()
             now.update(attributes)
+
+
+_HELD: ContextVar[ExitStack | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def parameters_held() -> Iterator[None]:
+    """Keep modules that are called within on their parameters until the end.
+
+    Activation checkpointing runs the forward pass once more during the backward pass, which must find the same
+    parameters; ``functional_call`` alone has put the module's own ones back by then.
+    """
+    with ExitStack() as stack:
+        token = _HELD.set(stack)
+        try:
+            yield
+        finally:
+            _HELD.reset(token)
+
+
+def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a module with these parameters and buffers in place of its own."""
+    stack = _HELD.get()
+    if stack is None:
+        return functional_call(module, tensors, args, kwargs, tie_weights=True, strict=True)
+    stack.enter_context(_reparametrize_module(module, tensors, tie_weights=True, strict=True))
+    return module(*args, **kwargs)
 
 
 def failing_layer(fn: Functional, call: Callable[[Functional], object]) -> str | None:
@@ -235,4 +278,10 @@ def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
     frozen = {name: p.detach() for name, p in every.items() if not p.requires_grad}
     aliases = {name: tuple(names[id(p)]) for name, p in every.items()}
     buffers = {name: b.detach() for name, b in template.named_buffers()}
-    return Functional(params, buffers, frozen, aliases, template)
+    found = {
+        id(m.weight)
+        for m in template.modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
+    }
+    renormalised = tuple(name for name, p in every.items() if id(p) in found)
+    return Functional(params, buffers, frozen, aliases, template, renormalised=renormalised)

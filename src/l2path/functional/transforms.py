@@ -12,6 +12,7 @@ from torch.func import jacfwd, vjp
 from torch.func import vmap as _vmap
 
 from l2path.errors import ArgumentError
+from l2path.functional.module import parameters_held
 from l2path.trees import tree_map
 from l2path.types import Grads, Params, Tree
 
@@ -29,7 +30,7 @@ def grad_with_torch_func(loss: Callable[[Params], tuple[Tensor, Tree]], params: 
 
 def grad_with_autograd(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:
     """Return gradients, loss and auxiliary output by plain autograd: one member, no transform around."""
-    with torch.enable_grad():
+    with torch.enable_grad(), parameters_held():
         leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
         value, aux = loss(leaves)
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)

@@ -275,7 +275,7 @@ def _train(
     steps = {}
     for s, fn in fns.items():
         parts = (
-            data_loss(fn, loss_fn),
+            data_loss(fn.renormalising(), loss_fn),
             optimizer,
             grad_transform,
             {n: a for n, a in anchors[s].items() if n in fn.params},

@@ -94,7 +94,9 @@ class PathResult(Outcome):
             inputs, argument="inputs", batch_size=batch_size, seed=None, place=Place(fn.device, fn.dtype)
         )
         parts: list[tuple[list[int], Tree]] = []
-        with forked_rng(fn.device), torch.no_grad():
+        with forked_rng(fn.device), torch.no_grad(), warnings.catch_warnings():
+            # vmap says so of operations that it runs member by member, which are right.
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             for rows, state, evaluation, seed in self._chunks(chosen):
                 outputs, sizes = [], []
                 for step, x in enumerate(DataStream(source, 0)):
