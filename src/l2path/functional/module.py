@@ -185,7 +185,7 @@ def parameters_held() -> Iterator[None]:
 
 def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module with these parameters and buffers in place of its own."""
-    stack = _HELD.get()
+    stack = None if torch.compiler.is_compiling() else _HELD.get()
     if stack is None:
         return functional_call(module, tensors, args, kwargs, tie_weights=True, strict=True)
     stack.enter_context(_reparametrize_module(module, tensors, tie_weights=True, strict=True))
