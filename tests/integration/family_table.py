@@ -64,7 +64,7 @@ def table(rows: Iterable[Row]) -> str:
     """Return the table in Markdown, one part for each group."""
     parts = []
     for group, members in groupby(rows, lambda r: r.group):
-        parts.append("\n".join([f"### {group.capitalize()}", "", HEAD, *map(str, members)]))
+        parts.append("\n".join([f"## {group.capitalize()}", "", HEAD, *map(str, members)]))
     return "\n\n".join(parts)
 
 
