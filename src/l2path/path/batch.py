@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+import l2path.path.preflight as preflight
+import l2path.path.selfcheck as selfcheck
 from l2path.data import Place, Source, make_source
 from l2path.engine import Engine, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
@@ -20,7 +22,6 @@ from l2path.functional import (
 )
 from l2path.losses import FullLoss, check_loss, data_loss
 from l2path.optimizers import Optimizer
-from l2path.path import preflight, selfcheck
 from l2path.path.chunks import Chunk, EpochEvent, Group
 from l2path.path.driver import BLOCK_BYTES, Driver
 from l2path.path.evaluation import Metric, Validation, check_metrics

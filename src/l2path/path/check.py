@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+import l2path.path.preflight as preflight
 from l2path.data import Place, make_source
 from l2path.engine import EvalKind
 from l2path.functional import Functional, forked_rng, functionalize, unused_parameters
 from l2path.losses import FullLoss, check_loss, data_loss
-from l2path.path import preflight
 from l2path.path.selfcheck import evaluation_kind, try_vmap
 from l2path.types import Batch, LossFn
 
