@@ -437,3 +437,19 @@ def test_it_runs_outside_the_main_thread_and_leaves_the_handler() -> None:
     thread.join()
     assert len(found) == 1
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("validation", [None, (X, Y)])
+def test_an_error_half_way_carries_what_was_trained(validation: Any) -> None:
+    def hook(event: l2path.EpochEvent) -> None:
+        if event.epoch == 3:
+            raise ValueError("disk full")
+
+    with pytest.raises(ValueError, match="disk full") as caught:
+        train(on_epoch=hook, epochs=9, validation=validation)
+    partial: l2path.PathResult = caught.value.partial_result  # type: ignore[attr-defined]  # set by batch_train
+    assert not partial.complete
+    assert any("partial_result" in note for note in caught.value.__notes__)
+    assert_trees_close(partial.params, train(epochs=3).params, 1e-12)
+    if validation is not None:
+        assert partial.best.index in range(len(partial))

@@ -43,7 +43,7 @@ from l2path.path.setup import (
     start_state,
     with_hyper,
 )
-from l2path.penalty import describe
+from l2path.penalty import Names, describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, build_step, check_grad_transform, check_optimizer
 from l2path.trees import tensor_leaves
@@ -142,7 +142,8 @@ def batch_train(
     Raises
     ------
     ArgumentError
-        Before training starts, for whatever cannot work; NaN in a stream on the batch where it appears.
+        Before training starts, for whatever cannot work; NaN in a stream on the batch where it appears. An error that
+        ends a run half-way (of the data, a hook, the loss) carries what was trained as ``error.partial_result``.
 
     Examples
     --------
@@ -317,6 +318,9 @@ def _train(
     try:
         with deferred_interrupt() as interrupt:
             complete = driver.run(interrupt, bar)
+    except Exception as error:
+        _keep_partial(error, driver, table, names, selection)
+        raise
     finally:
         bar.close()
     diverged = [k for k, status in enumerate(driver.record.status) if status == "diverged"]
@@ -335,3 +339,15 @@ def _train(
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)
+
+
+def _keep_partial(error: Exception, driver: Driver, table: Members, names: Names, selection: Selection) -> None:
+    """Hang what was trained so far on an error that ends a run, as its attribute ``partial_result``."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            partial = finish(driver, table, names, selection, complete=False)
+    except Exception:  # the first error is the one to tell
+        return
+    error.partial_result = partial  # type: ignore[attr-defined]  # an attribute of this one error
+    error.add_note("l2path: what was trained before this error is in its attribute partial_result")
