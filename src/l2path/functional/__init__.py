@@ -16,6 +16,7 @@ from l2path.functional.transforms import (
     member_gradients,
     unused_parameters,
     vmap,
+    vmap_hints_silenced,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "seed_generators",
     "unused_parameters",
     "vmap",
+    "vmap_hints_silenced",
 ]

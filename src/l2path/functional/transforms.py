@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -20,6 +22,14 @@ from l2path.types import Grads, Params, Tree
 def vmap(function: Callable[..., Any], in_dims: Any = 0, *, out_dims: Any = 0) -> Callable[..., Any]:
     """``torch.func.vmap`` with ``randomness="same"``: all members see the same random masks."""
     return _vmap(function, in_dims, out_dims, randomness="same")
+
+
+@contextmanager
+def vmap_hints_silenced() -> Iterator[None]:
+    """Silence what vmap says of operations that it runs member by member: they are right, and nobody can help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        yield
 
 
 def grad_with_torch_func(loss: Callable[[Params], tuple[Tensor, Tree]], params: Params) -> tuple[Grads, Tensor, Tree]:

@@ -19,6 +19,7 @@ from l2path.functional import (
     forked_rng,
     functionalize,
     grad_with_autograd,
+    vmap_hints_silenced,
 )
 from l2path.losses import FullLoss, check_loss, data_loss
 from l2path.optimizers import Optimizer
@@ -165,10 +166,8 @@ def batch_train(
         forked_rng(device_of(module)),
         torch.inference_mode(False),
         torch.enable_grad(),
-        warnings.catch_warnings(),
+        vmap_hints_silenced(),
     ):
-        # vmap says so of operations that it runs member by member: they are right, and the user cannot help it.
-        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
         device = device_of(module)
         # Of a module there is one copy, whatever the seeds; a callable makes one for each.
         same = functionalize(module) if isinstance(module, nn.Module) else None

@@ -28,18 +28,12 @@ def draw(result: Outcome) -> Figure:
         raise MissingExtraError("result.plot() needs matplotlib. Remedy: pip install 'l2path[plot]'") from error
     figure = Figure(figsize=(13, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    chosen = _chosen(result)
+    chosen = result.chosen
     values = _positions(result)
     _validation(axes[0], result, values, chosen)
     _norms(axes[1], result, values, chosen)
     _curves(axes[2], result)
     return figure
-
-
-def _chosen(result: Outcome) -> int | None:
-    if result.select.validation is None or not np.isfinite(result.cvm).any():
-        return None
-    return result.best.index
 
 
 def _positions(result: Outcome) -> FloatArray:
@@ -55,8 +49,7 @@ def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
     if result.path_values is None:
         axis.set_xlabel("member")
         return values
-    long = [n for n, size in zip(result.table.axis_names, result.table.shape, strict=True) if size > 1]
-    axis.set_xlabel(long[0] if long else result.table.axis_names[-1])
+    axis.set_xlabel(result.table.main_axis)
     positive = np.unique(values[values > 0])
     if positive.size == 0:
         return values
@@ -165,7 +158,7 @@ def _curves(axis: Axes, result: Outcome) -> None:
     n = result.table.n_points
     shown = np.unique(np.linspace(0, n - 1, min(CURVES, n)).round().astype(int))
     cmap = colormaps["viridis"]
-    best = _chosen(result)
+    best = result.chosen
     for i, point in enumerate(shown):
         label = result.table.label(result.table.points.index(int(point)))
         label.pop("seed")

@@ -14,6 +14,7 @@ from torch import Tensor
 from l2path.errors import ArgumentError
 from l2path.penalty import LambdaAxis, Names, WeightsOnly, lambda_axis
 from l2path.penalty.axis import is_spec_list
+from l2path.penalty.specs import strength_dtype
 from l2path.types import Lambdas, LambdaSpec
 
 
@@ -66,6 +67,16 @@ class Members:
         return len(self.seeds)
 
     @property
+    def long_axes(self) -> tuple[str, ...]:
+        """Names of the axes with more than one value."""
+        return tuple(n for n, size in zip(self.axis_names, self.shape, strict=True) if size > 1)
+
+    @property
+    def main_axis(self) -> str:
+        """Name of the axis that a one-dimensional path runs along."""
+        return (*self.long_axes, self.axis_names[-1])[0]
+
+    @property
     def n_points(self) -> int:
         """P, the number of points of the path."""
         return int(np.prod(self.shape, dtype=np.int64))
@@ -73,7 +84,9 @@ class Members:
     def strengths(self, names: Names, members: Sequence[int]) -> Lambdas:
         """Return the lambdas of these members by parameter, ``[C, ...]``."""
         if self.lambdas is None:
-            return {n: torch.zeros(len(members), dtype=_real(p), device=p.device) for n, p in names.params.items()}
+            return {
+                n: torch.zeros(len(members), dtype=strength_dtype(p), device=p.device) for n, p in names.params.items()
+            }
         rows = torch.tensor([self.index["lambda"][k] for k in members])
         return {n: self.lambdas.strengths[n][rows.to(p.device)] for n, p in names.params.items()}
 
@@ -107,10 +120,6 @@ class Members:
                 total = total_strength(values, names)
             out[row] = total.numpy()[list(self.index[key])]
         return out
-
-
-def _real(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype.to_real() if p.dtype.is_complex else p.dtype, torch.float32)
 
 
 def total_strength(strengths: Lambdas, names: Names) -> Tensor:

@@ -213,6 +213,13 @@ class Outcome:
         ties = np.zeros(len(own))
         return self.member(own[best_index(scores[own], ties, greater_is_better=self.select.greater_is_better)])
 
+    @property
+    def chosen(self) -> int | None:
+        """Number of the best member; None where there is nothing to choose by."""
+        if self.select.validation is None or not np.isfinite(self.cvm).any():
+            return None
+        return self.best.index
+
     def _strength_rank(self) -> FloatArray:
         """Return ``[P]`` ranks of how strongly each point shrinks: by lambda, then by decay."""
         totals = np.zeros((2, self.table.n_points))
@@ -264,10 +271,9 @@ class Outcome:
 
         None where the path has two axes, or patterns that do not rise together.
         """
-        long = [n for n, size in zip(self.table.axis_names, self.table.shape, strict=True) if size > 1]
-        if len(long) > 1 or self.table.axis_names == ("member",):
+        if len(self.table.long_axes) > 1 or self.table.axis_names == ("member",):
             return None
-        name = long[0] if long else self.table.axis_names[-1]
+        name = self.table.main_axis
         axis: Any = self.table.lambdas if name == "lambda" else self.table.hyper[name]
         if all(isinstance(label, float) for label in axis.labels):
             return np.array(axis.labels, dtype=np.float64)
@@ -281,12 +287,12 @@ class Outcome:
     @cached_property
     def boundary(self) -> str | None:
         """What to try next if the best value is an end of the grid; None if it is inside (or was not chosen)."""
-        if self.select.validation is None or not np.isfinite(self.cvm).any():
+        if self.chosen is None:
             return None
         values = self.path_values
         if values is None:
             return None
-        point = self.table.points[self.best.index]
+        point = self.table.points[self.chosen]
         side = boundary_side(point, values)
         if side is None:
             return None
@@ -297,8 +303,7 @@ class Outcome:
         inner = np.unique(values[(values < value) & (values > 0)] if side == "high" else values[values > value])
         near = float(inner[-1] if side == "high" else inner[0]) if inner.size else value
         low, high = (near, value * 100) if side == "high" else (value / 100, near)
-        long = [n for n, size in zip(self.table.axis_names, self.table.shape, strict=True) if size > 1]
-        what = long[0] if long else "lambda"
+        what = self.table.main_axis
         if not all(isinstance(label, float) for label in self._labels(what)):
             factor = "100 times larger" if side == "high" else "100 times smaller"
             return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"

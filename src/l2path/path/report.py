@@ -19,7 +19,7 @@ def report(result: Outcome) -> str:
 
     A row for each member or, over several seeds, for each point of the path, with means over the seeds.
     """
-    best = _best(result)
+    best = result.chosen
     table = result.table
     several = len(set(table.seeds)) > 1 and table.n_points < len(result)
     groups = [[k for k, p in enumerate(table.points) if p == point] for point in range(table.n_points)]
@@ -111,12 +111,6 @@ def _what(result: Outcome, k: int) -> str:
     if len(set(result.table.seeds)) == 1:
         label.pop("seed")
     return ", ".join(f"{name} {show(value)}" for name, value in label.items())
-
-
-def _best(result: Outcome) -> int | None:
-    if result.select.validation is None or not np.isfinite(result.cvm).any():
-        return None
-    return result.best.index
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from l2path.data import DataStream, Place, batch_rows, make_source
 from l2path.errors import ArgumentError, BoundaryWarning
-from l2path.functional import Functional, forked_rng
+from l2path.functional import Functional, forked_rng, vmap_hints_silenced
 from l2path.losses import FullLoss
 from l2path.order import step_seed
 from l2path.path.driver import Driver
@@ -94,9 +94,7 @@ class PathResult(Outcome):
             inputs, argument="inputs", batch_size=batch_size, seed=None, place=Place(fn.device, fn.dtype)
         )
         parts: list[tuple[list[int], Tree]] = []
-        with forked_rng(fn.device), torch.no_grad(), warnings.catch_warnings():
-            # vmap says so of operations that it runs member by member, which are right.
-            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        with forked_rng(fn.device), torch.no_grad(), vmap_hints_silenced():
             for rows, state, evaluation, seed in self._chunks(chosen):
                 outputs, sizes = [], []
                 for step, x in enumerate(DataStream(source, 0)):
@@ -137,7 +135,7 @@ class PathResult(Outcome):
 
     def __repr__(self) -> str:
         chosen = ""
-        if self.select.validation is not None and np.isfinite(self.cvm).any():
+        if self.chosen is not None:
             chosen = f", best={self.best!r}"
         state = "" if self.complete else ", incomplete"
         return f"PathResult({len(self)} members{chosen}{state})"
@@ -162,7 +160,7 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
         eval_kind=driver.eval_kind,
         select=select,
     )
-    if select.validation is None or not np.isfinite(result.cvm).any():
+    if result.chosen is None:
         return result
     try:
         sure = uncertainty(result)

@@ -89,7 +89,7 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
     except Exception as error:
         layer = failing_layer(fn, vmapped)
         where = f" in the layer {layer}" if layer else ""
-        return Verdict(False, f"vmap fails{where}: {type(error).__name__}: {str(error).strip().splitlines()[0]}", layer)
+        return Verdict(False, f"vmap fails{where}: {first_line(error)}", layer)
     looped = run_steps("loop", step(fn, grad_with_autograd), state, [batch], (), prepare)
     untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
     draws = not torch.equal(torch.default_generator.get_state(), untouched)
@@ -105,6 +105,11 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
                 why = " (its random masks come in another order under vmap)" if draws else ""
                 return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
     return Verdict(True, "one vmapped step equals the loop")
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def warn_looped(reason: str) -> None:
@@ -140,7 +145,7 @@ def evaluation_kind(
         try:
             found = run(how)
         except Exception as error:
-            reason = reason or f"vmap fails: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            reason = reason or f"vmap fails: {first_line(error)}"
             continue
         if all(agree(g, w, tolerance, largest(w)) for g, w in zip(found, looped, strict=True)):
             return how

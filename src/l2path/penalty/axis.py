@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.penalty.names import Names
-from l2path.penalty.specs import WeightsOnly, as_strength, leaf_by_parameter
+from l2path.penalty.specs import WeightsOnly, as_strength, expand_lambdas, leaf_by_parameter
 from l2path.types import Lambdas, LambdaSpec
 
 
@@ -65,8 +65,8 @@ def lambda_axis(names: Names, spec: LambdaSpec, argument: str = "lambdas") -> La
     if isinstance(spec, WeightsOnly) and is_spec_list(spec.spec):
         spec = [WeightsOnly(s) for s in spec.spec]
     if is_spec_list(spec):
-        each = [expand_lambdas_of(names, s, argument) for s in spec]
-        stacked = {n: torch.stack(torch.broadcast_tensors(*(e[n] for e in each))) for n in names.params}
+        each = [expand_lambdas(names, s, argument=argument) for s in spec]
+        stacked = {n: torch.stack(torch.broadcast_tensors(*(e[n].detach() for e in each))) for n in names.params}
         return LambdaAxis(stacked, tuple(spec), tuple(spec))
     length = axis_length(spec, argument)
     inner = spec.spec if isinstance(spec, WeightsOnly) else spec
@@ -77,12 +77,6 @@ def lambda_axis(names: Names, spec: LambdaSpec, argument: str = "lambdas") -> La
         return LambdaAxis(strengths, labels, values)
     value = with_axis(inner, length)
     return LambdaAxis(strengths, tuple(as_label(v) for v in value), value)
-
-
-def expand_lambdas_of(names: Names, spec: LambdaSpec, argument: str) -> Lambdas:
-    """Expand one spec of a list of specs."""
-    leaves = leaf_by_parameter(names, spec, argument)
-    return {n: as_strength(leaves.get(n, 0.0), names, n, argument).detach() for n in names.params}
 
 
 def strengths_with_axis(names: Names, spec: LambdaSpec, length: int, argument: str) -> Lambdas:
