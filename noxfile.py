@@ -163,7 +163,7 @@ IMPORT_CHECK = textwrap.dedent(
     assert importlib.resources.files("l2path").joinpath("py.typed").is_file(), "py.typed is not installed"
     for name in l2path.__all__:
         getattr(l2path, name)
-    extras = {"matplotlib", "sklearn", "jax", "himalaya", "pytest"} & set(sys.modules)
+    extras = {"matplotlib", "sklearn", "jax", "himalaya", "pytest", "transformers"} & set(sys.modules)
     assert not extras, f"import l2path also imported {extras}"
     print(f"l2path {built}: {len(l2path.__all__)} public names, imported from an empty folder")
     """

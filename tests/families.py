@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 import l2path
+from l2path.losses import ModelLoss
 from l2path.trees import tree_map
 
 # 11 rows to train on in batches of 4, 4 and 3; 6 to validate on.
@@ -22,7 +24,7 @@ ROWS, HELD_OUT, BATCH = 11, 6, 4
 LAMBDAS = (0.3, 0.01, 0.0)
 LR, MOMENTUM, EPOCHS, SEED = 0.02, 0.9, 2, 3
 
-Data = tuple[Any, Any]
+Data = Any  # (inputs, targets), or the whole batch of a model with a loss of its own
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -36,7 +38,7 @@ class Family:
     make : callable
         Returns the module, float64, the same one at every call.
     data : callable
-        Returns ``(inputs, targets)`` with ``ROWS + HELD_OUT`` rows.
+        Returns ``(inputs, targets)``, or what goes to a model with a loss of its own, with ``ROWS + HELD_OUT`` rows.
     loss_fn : callable
     engine : {"vmap", "loop", "refused"}
         What ``engine="auto"`` is expected to come to.
@@ -44,6 +46,8 @@ class Family:
         How outputs in eval mode are expected to be computed.
     note : str
         For the table in the docs.
+    replaces : str
+        A torch function that an equivalent is expected to stand in for.
     warns : warning class, optional
         Expected beside the ``EngineWarning`` of what is looped.
     slow : bool
@@ -58,6 +62,7 @@ class Family:
     engine: Literal["vmap", "loop", "refused"] = "vmap"
     evaluation: Literal["batched", "looped"] = "batched"
     note: str = ""
+    replaces: str = ""
     warns: type[Warning] | None = None
     slow: bool = False
 
@@ -72,6 +77,11 @@ class Family:
         """The rows held out."""
         found: Data = tree_map(lambda x: x[ROWS:], self.data())
         return found
+
+    @property
+    def inputs(self) -> Any:
+        """What of the rows held out goes to the module."""
+        return self.validation if isinstance(self.loss_fn, ModelLoss) else self.validation[0]
 
 
 def train(family: Family, module: nn.Module | None = None, **options: Any) -> l2path.PathResult:
@@ -248,6 +258,20 @@ def recurrent(layer: Callable[[], nn.Module], features: int, *, time: int = 1) -
     return lambda: Wired(wiring, rnn=layer(), head=nn.Linear(features, 2))
 
 
+def packed(layer: Callable[[], nn.Module]) -> nn.Module:
+    """A recurrent layer over packed sequences, and a head on the sum over time."""
+
+    def wiring(m: Any, x: Tensor, n: Tensor) -> Any:
+        first = m.rnn.batch_first
+        rows = pack_padded_sequence(x if first else x.transpose(0, 1), n, batch_first=first, enforce_sorted=False)
+        h, _ = pad_packed_sequence(m.rnn(rows)[0], batch_first=first, padding_value=0.5, total_length=6)
+        return m.head(h.sum(1 if first else 0))
+
+    rnn = layer()
+    size = (getattr(rnn, "proj_size", 0) or 4) * (2 if rnn.bidirectional else 1)
+    return Wired(wiring, rnn=rnn, head=nn.Linear(size, 2))
+
+
 def over_time(m: Any, x: Tensor) -> Any:
     """Call a cell once for each step."""
     h = None
@@ -289,6 +313,13 @@ def pruned() -> nn.Module:
     module = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
     prune.random_unstructured(module[0], "weight", 0.4)
     return module
+
+
+def old_weight_norm() -> nn.Module:
+    """``torch.nn.utils.weight_norm``, which computes the weight in a hook and keeps it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
 
 
 def hooked() -> nn.Module:
@@ -447,8 +478,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     norm("BatchNorm1d", between(lambda: nn.BatchNorm1d(6)), numbers(5), note="running statistics of each member"),
     norm("BatchNorm2d", image(lambda: nn.Conv2d(2, 3, 3), lambda: nn.BatchNorm2d(3), features=48), numbers(*small)),
-    norm("BatchNorm1d, momentum=None", between(lambda: nn.BatchNorm1d(6, momentum=None)), numbers(5), engine="loop",
-         evaluation="looped"),
+    norm("BatchNorm1d, momentum=None", between(lambda: nn.BatchNorm1d(6, momentum=None)), numbers(5), replaces="float"),
     norm("BatchNorm1d, no affine", between(lambda: nn.BatchNorm1d(6, affine=False)), numbers(5)),
     norm("BatchNorm1d, no tracking", between(lambda: nn.BatchNorm1d(6, track_running_stats=False)), numbers(5)),
     norm("BatchNorm1d, one in eval mode", with_eval_norm, numbers(5), note="its statistics stay as they are"),
@@ -466,6 +496,9 @@ FAMILIES: tuple[Family, ...] = (
     noise("Dropout2d", image(lambda: nn.Conv2d(2, 4, 3), lambda: nn.Dropout2d(0.3), features=64), numbers(*small)),
     noise("Dropout on sequences, transposed", lambda: Wired(
         lambda m, x: m.head(F.dropout(m.first(x).transpose(1, 2), 0.3, m.training).mean(2)),
+        first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), replaces="dropout"),
+    noise("AlphaDropout on sequences, transposed", lambda: Wired(
+        lambda m, x: m.head(F.alpha_dropout(m.first(x).transpose(1, 2), 0.3, m.training).mean(2)),
         first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), engine="loop", evaluation="looped"),
     noise("noise added to inputs", lambda: Wired(
         lambda m, x: m.linear(x + 0.1 * torch.randn_like(x) if m.training else x), linear=nn.Linear(5, 2)),
@@ -514,7 +547,7 @@ FAMILIES: tuple[Family, ...] = (
             ),
             rnn=nn.LSTM(3, 4, batch_first=True), head=nn.Linear(4, 2),
         ),
-        ragged, engine="loop", evaluation="looped",
+        ragged, replaces="lstm",
     ),
     rnn(
         "GRU, PackedSequence",
@@ -522,7 +555,17 @@ FAMILIES: tuple[Family, ...] = (
             lambda m, x, n: m.head(m.rnn(pack_padded_sequence(x, n, batch_first=True, enforce_sorted=False))[1][0]),
             rnn=nn.GRU(3, 4, batch_first=True), head=nn.Linear(4, 2),
         ),
-        ragged, engine="loop", evaluation="looped",
+        ragged, replaces="gru",
+    ),
+    *(
+        rnn(f"{name}, PackedSequence", partial(packed, layer), ragged, replaces="pad_packed_sequence")
+        for name, layer in (
+            ("LSTM, bidirectional, two layers, dropout", partial(
+                nn.LSTM, 3, 4, 2, dropout=0.3, bidirectional=True, batch_first=True)),
+            ("LSTM, proj_size, no biases", partial(nn.LSTM, 3, 4, proj_size=2, bias=False, batch_first=True)),
+            ("GRU, bidirectional", partial(nn.GRU, 3, 4, bidirectional=True, batch_first=True)),
+            ("RNN, relu, time first", partial(nn.RNN, 3, 4, nonlinearity="relu")),
+        )
     ),
     heads("MultiheadAttention", lambda: Wired(
         attention, attention=nn.MultiheadAttention(4, 2, batch_first=True), head=nn.Linear(4, 2)), numbers(5, 4)),
@@ -541,7 +584,7 @@ FAMILIES: tuple[Family, ...] = (
     heads("TransformerEncoderLayer", encoder(dropout=0.0), numbers(5, 4)),
     heads("TransformerEncoderLayer, norm_first", encoder(dropout=0.0, norm_first=True), numbers(5, 4)),
     heads("TransformerEncoderLayer, dropout", encoder(dropout=0.2), numbers(5, 4),
-          engine="loop", evaluation="looped"),
+          replaces="dropout"),
     heads("TransformerEncoder, two layers", lambda: Wired(
         lambda m, x: m.head(m.encoder(x).mean(1)),
         encoder=nn.TransformerEncoder(
@@ -554,7 +597,12 @@ FAMILIES: tuple[Family, ...] = (
         parametrizations.weight_norm(nn.Conv1d(2, 3, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)), numbers(2, 6)),
     params("spectral_norm", lambda: nn.Sequential(
         parametrizations.spectral_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2)), numbers(5),
-        engine="loop", evaluation="looped"),
+        replaces="normalize(out=)"),
+    params("spectral_norm on Conv2d", lambda: nn.Sequential(
+        parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)),
+        numbers(*small), replaces="normalize(out=)"),
+    params("weight_norm of old", old_weight_norm, numbers(5)),
+    params("pruned weights", pruned, numbers(5), note="the mask stays, and what it hides is only shrunk"),
     params("orthogonal", lambda: nn.Sequential(
         parametrizations.orthogonal(nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 2)), numbers(5)),
     params("tied weights", Tied, lambda: (whole(10, 6, seed=1), whole(10)), F.cross_entropy,
@@ -603,7 +651,7 @@ FAMILIES: tuple[Family, ...] = (
     real("LSTM forecaster", Forecaster, numbers(*steps)),
     real("transformer classifier", TextClassifier, tokens(), F.cross_entropy),
     real("transformer classifier, dropout", lambda: TextClassifier(0.2), tokens(), F.cross_entropy,
-         engine="loop", evaluation="looped"),
+         replaces="dropout"),
     with_loss("CrossEntropy", F.cross_entropy, lambda: whole(3)),
     with_loss("CrossEntropy, label smoothing", partial(F.cross_entropy, label_smoothing=0.1), lambda: whole(3)),
     with_loss("CrossEntropy, class weights", partial(F.cross_entropy, weight=WEIGHTS), lambda: whole(3)),
@@ -621,7 +669,7 @@ FAMILIES: tuple[Family, ...] = (
     with_loss("MultiLabelSoftMargin", F.multilabel_soft_margin_loss, lambda: whole(2, 3).double()),
     simple("losses", "GaussianNLL", lambda: Wired(
         lambda m, x: (m.mean(x), F.softplus(m.variance(x))), mean=nn.Linear(5, 2), variance=nn.Linear(5, 2)),
-        numbers(5), gaussian, engine="loop", evaluation="looped"),
+        numbers(5), gaussian, replaces="gaussian_nll_loss"),
     simple("losses", "CosineEmbedding", lambda: Wired(
         lambda m, x, y: (m.tower(x), m.tower(y)), tower=nn.Linear(5, 3)),
         lambda: ((normal(5), normal(5, seed=3)), 2 * whole(2) - 1), cosine),
@@ -633,7 +681,6 @@ FAMILIES: tuple[Family, ...] = (
     refused("TorchScript", scripted, numbers(5)),
     refused("backward hook", with_backward_hook, numbers(5)),
     refused("hook on a parameter", with_parameter_hook, numbers(5)),
-    refused("pruned weights", pruned, numbers(5)),
     refused("sparse gradients", lambda: nn.Sequential(nn.EmbeddingBag(10, 4, sparse=True), nn.Linear(4, 3)), tokens()),
     refused("uninitialised lazy parameters", lambda: nn.LazyLinear(2), numbers(5)),
 )  # fmt: skip

@@ -19,9 +19,10 @@ from l2path.errors import (
     UnusedParameterWarning,
 )
 from l2path.functional import Functional, functionalize, member_gradients
-from l2path.losses import full_loss
+from l2path.losses import full_loss, model_loss
 from l2path.optimizers import (
     Optimizer,
+    accumulate,
     adagrad,
     adam,
     adamw,
@@ -29,6 +30,7 @@ from l2path.optimizers import (
     chain,
     clip_by_global_norm,
     clip_by_value,
+    ema,
     rmsprop,
     schedules,
     sgd,
@@ -37,7 +39,7 @@ from l2path.order import data_order, step_seed
 from l2path.path import CheckReport, EpochEvent, Member, Metric, PathResult, batch_train, check
 from l2path.penalty import expand_lambdas, l2_penalty, lambda_grid, lambda_table, weights_only
 from l2path.ridge import RidgePath, ridge_path
-from l2path.training import Metrics, TrainState, init_state, make_train_step
+from l2path.training import Metrics, TrainState, averaged_params, init_state, make_train_step
 from l2path.units import (
     from_glmnet,
     from_keras,
@@ -81,16 +83,19 @@ __all__ = [
     "TrainState",
     "UnusedParameterWarning",
     "__version__",
+    "accumulate",
     "adagrad",
     "adam",
     "adamw",
     "apply_updates",
+    "averaged_params",
     "batch_train",
     "chain",
     "check",
     "clip_by_global_norm",
     "clip_by_value",
     "data_order",
+    "ema",
     "expand_lambdas",
     "from_glmnet",
     "from_keras",
@@ -105,6 +110,7 @@ __all__ = [
     "lambda_table",
     "make_train_step",
     "member_gradients",
+    "model_loss",
     "ridge_path",
     "rmsprop",
     "schedules",

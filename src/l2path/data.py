@@ -19,9 +19,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from l2path.errors import ArgumentError, L2PathError
+from l2path.batches import BatchCheck, check_nan
+from l2path.errors import ArgumentError
 from l2path.order import data_order, epoch_seed
-from l2path.trees import tensor_leaves, tree_leaves, tree_map
+from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch
 
 
@@ -70,6 +71,10 @@ class RowSource:
     def with_seed(self, seed: int) -> RowSource:
         """Return the same rows in another seed's order."""
         return RowSource(self.pick, self.rows, self.batch_size, seed)
+
+    def with_batch_size(self, batch_size: int) -> RowSource:
+        """Return the same rows in batches of another size."""
+        return RowSource(self.pick, self.rows, batch_size, self.seed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
@@ -148,12 +153,12 @@ def make_source(
                 expected="a Dataset with __len__, an IterableDataset or a DataLoader",
                 remedy="add __len__, or pass a DataLoader",
             )
-        rows, dataset = len(data), data
+        rows, dataset, check = len(data), data, BatchCheck(argument)
         _check_rows(rows, argument)
 
         def collate(index: Tensor) -> Batch:
             batch = default_collate([dataset[i] for i in index.tolist()])
-            return check_nan(tree_map(lambda x: _to(x, device), batch), argument)
+            return check(tree_map(lambda x: _to(x, device), batch))
 
         return RowSource(collate, rows, batch_size or rows, seed)
     tensors = tree_map(lambda x: _as_tensor(x, device, dtype, argument), data)
@@ -221,34 +226,14 @@ def _to(leaf: Any, device: torch.device) -> Any:
 
 
 def _moved(loader: Iterable[Batch], device: torch.device, argument: str) -> Iterable[Batch]:
+    check = BatchCheck(argument)
+
     class Moved:
         def __iter__(self) -> Iterator[Batch]:
             for i, batch in enumerate(loader):
-                yield check_nan(tree_map(lambda x: _to(x, device), batch), f"{argument} (batch {i} of the epoch)")
+                yield check(tree_map(lambda x: _to(x, device), batch), f" (batch {i} of the epoch)")
 
     return Moved()
-
-
-def check_nan(batch: Batch, argument: str) -> Batch:
-    """Return the batch, or say where it holds NaN."""
-    for leaf in tensor_leaves(batch):
-        if (leaf.is_floating_point() or leaf.is_complex()) and bool(torch.isnan(leaf).any()):
-            where = torch.isnan(leaf).nonzero()[0].tolist()
-            raise ArgumentError(
-                argument,
-                got=f"NaN at index {where} of a tensor of shape {list(leaf.shape)}",
-                expected="data without NaN",
-                remedy="impute or drop those rows",
-            )
-    return batch
-
-
-def batch_rows(batch: Batch) -> int:
-    """Return the number of rows of a batch: the length of its first tensor's first axis."""
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return leaf.shape[0]
-    raise L2PathError("a batch holds no tensor with an axis of rows")
 
 
 class DataStream:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l2path.errors import ArgumentError
 from l2path.functional import at_grad_level, vmap
-from l2path.trees import tensor_leaves, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_map, with_tensors
 from l2path.types import Batch, Buffers, Params, Tree
 
 EvalKind: TypeAlias = Literal["vmap", "vjp", "loop"]
@@ -45,7 +45,26 @@ class Engine:
     reason: str = field(default="asked for", compare=False)
 
 
-def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, member_bytes: int) -> Engine:
+# What the live members of a chunk take together, at best: about what caches hold, and on a GPU what keeps it busy.
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**31}
+
+
+def auto_chunk(member_bytes: int, device: torch.device, free: int | None) -> int:
+    """Return how many members shall be live at once.
+
+    Parameters
+    ----------
+    member_bytes : int
+        Bytes that one member takes at most during a step.
+    device : torch.device
+    free : int, optional
+        Bytes that are free on it: a chunk takes no more than a quarter.
+    """
+    size = max(4, CHUNK_BYTES.get(device.type, 2**31) // max(1, member_bytes))
+    return size if free is None else max(1, min(size, free // 4 // max(1, member_bytes)))
+
+
+def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, auto: Callable[[], int]) -> Engine:
     """Return the engine for a run.
 
     Parameters
@@ -53,11 +72,11 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, m
     engine : Engine, or {"auto", "vmap", "loop"}
         An engine is taken as it is; "auto" is "vmap", with the loop where the module does not allow it.
     member_chunk : int or "auto"
-        The most members in a chunk. "auto" holds as many as keep the chunk's state near 64 MiB.
+        The most members in a chunk.
     members : int
         K.
-    member_bytes : int
-        Bytes of one member's state.
+    auto : callable
+        Returns the size of a chunk for "auto"; see :func:`auto_chunk`.
 
     Raises
     ------
@@ -85,9 +104,7 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, m
             )
         size = member_chunk
     else:
-        # In eager mode what costs is the number of operations, so that chunks are as large as stays modest
-        # in memory: activations and gradients come on top of the state.
-        size = max(1, 2**26 // max(1, member_bytes))
+        size = auto()
     kind: Literal["vmap", "loop"] = "loop" if engine == "loop" else "vmap"
     return Engine(kind, min(size, members), "asked for" if engine != "auto" else "the default")
 
@@ -162,20 +179,48 @@ def map_members(
     prepare : callable
         Called before (it seeds random masks, which are then the same for all members).
     """
-    if kind != "loop":
-        prepare()
-        mapped = function
-        if kind == "vjp":
+    made: list[Tree] = []  # what each call returned; its tensors cross the transforms as a plain tuple
 
-            def mapped(s: tuple[Params, Buffers], b: Batch) -> Any:
-                return at_grad_level(lambda params: function((params, s[1]), b), s[0])
+    def tensors(s: tuple[Params, Buffers], b: Batch) -> tuple[Tensor, ...]:
+        returned = function(s, b)
+        made.append(tree_map(_stackable, returned))
+        found = tuple(tensor_leaves(made[-1]))
+        if not found:
+            raise ArgumentError(
+                "module",
+                got=f"outputs without a tensor: {type(returned).__name__}",
+                expected="a tensor, or tensors in a tuple, list, dict, NamedTuple or dataclass",
+                remedy="return the tensors that it is made of, and make it in loss_fn",
+            )
+        return found
 
-        return vmap(mapped, in_dims=(0, None))(state, batch)
-    results = []
-    for c in range(members_of(state)):
-        prepare()
-        results.append(function(take(state, c), batch))
-    return stack(results)
+    if kind == "loop":
+        results = []
+        for c in range(members_of(state)):
+            prepare()
+            results.append(tensors(take(state, c), batch))
+        alike = tree_map(lambda x, *r: x if isinstance(x, Tensor) or all(x == y for y in r) else None, *made)
+        return with_tensors(alike, map(torch.stack, zip(*results, strict=True)))
+    prepare()
+    mapped = tensors
+    if kind == "vjp":
+
+        def mapped(s: tuple[Params, Buffers], b: Batch) -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = at_grad_level(lambda params: tensors((params, s[1]), b), s[0])
+            return found
+
+    stacked = vmap(mapped, in_dims=(0, None))(state, batch)
+    return with_tensors(made[-1], stacked)
+
+
+def _stackable(leaf: Any) -> Any:
+    """Return a leaf of what a member returns as all members can have it: a tensor, or the same constant for all.
+
+    Anything else (the caches of a language model, say) belongs to one member, and is left out.
+    """
+    if isinstance(leaf, float):
+        return torch.tensor(leaf, dtype=torch.float64)
+    return leaf if isinstance(leaf, (Tensor, bool, int, str, bytes)) else None
 
 
 def members_of(state: Tree) -> int:
@@ -185,7 +230,7 @@ def members_of(state: Tree) -> int:
 
 def take(tree: Tree, index: int | Tensor) -> Tree:
     """Return one member of a stacked tree, or those of an index tensor."""
-    return tree_map(lambda x: x[index], tree)
+    return map_tensors(lambda x: x[index], tree)
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

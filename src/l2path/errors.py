@@ -66,11 +66,15 @@ class MixedDecayWarning(L2PathWarning):
 
 
 class ModuleStateWarning(L2PathWarning):
-    """A module whose forward pass sets attributes on itself."""
+    """A module whose forward pass sets attributes on itself, or draws random numbers elsewhere than in torch."""
 
 
 class UnusedParameterWarning(L2PathWarning):
     """Parameters that the loss does not depend on."""
+
+
+class MissingClassWarning(L2PathWarning):
+    """A fold that holds out classes of which it trains on none."""
 
 
 class DivergenceWarning(L2PathWarning):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, functionalize, grad_with_torch_func
 from l2path.losses import DataLoss, FullLoss, data_loss
-from l2path.optimizers.base import Optimizer, apply_updates
+from l2path.optimizers.base import Optimizer, apply_updates, check_optimizer
+from l2path.optimizers.ema import average_of
 from l2path.penalty import check_anchor, describe, is_expanded, penalty_and_gradient
 from l2path.penalty.expander import Expander
 from l2path.trees import tree_map
@@ -30,7 +31,7 @@ class TrainState(NamedTuple):
     opt_state : NamedTuple
         The optimizer's state, its hyperparameters included.
     step : Tensor, 0-d int64
-        Number of updates done.
+        Number of calls of the training step; with :func:`accumulate` not each of them moves the parameters.
     """
 
     params: Params
@@ -106,6 +107,45 @@ def init_state(
     return TrainState(params, buffers, opt_state, torch.zeros((), dtype=torch.int64, device=fn.device))
 
 
+def averaged_params(state: TrainState) -> Params:
+    """Return the weights to evaluate: the moving average where the optimizer keeps one, else the parameters.
+
+    Parameters
+    ----------
+    state : TrainState
+        Of one member, or stacked over members.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Shaped like ``state.params``; they go with ``state.buffers``. Without :func:`ema` it is ``state.params`` itself.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no such state.
+
+    Examples
+    --------
+    >>> from l2path.optimizers import ema, sgd
+    >>> model, opt = nn.Linear(2, 1), ema(sgd(lr=0.1), decay=0.9)
+    >>> step, state = make_train_step(model, nn.functional.mse_loss, opt), init_state(model, opt)
+    >>> for _ in range(3):
+    ...     state, _ = step(state, (torch.ones(4, 2), torch.ones(4, 1)), 0.01)
+    >>> fn = functionalize(model, training=False)
+    >>> outputs, _ = fn.apply(averaged_params(state), state.buffers, torch.ones(4, 2))
+    """
+    if not isinstance(state, TrainState):
+        raise ArgumentError(
+            "state",
+            got=f"a {type(state).__name__}",
+            expected="a TrainState",
+            remedy="pass the whole state that init_state or train_step returned",
+        )
+    average = average_of(state.opt_state)
+    return state.params if average is None else average
+
+
 def make_train_step(
     module: nn.Module | Functional,
     loss_fn: LossFn | FullLoss,
@@ -124,7 +164,7 @@ def make_train_step(
     ----------
     module : nn.Module
         Left as it is.
-    loss_fn : callable, or full_loss(f)
+    loss_fn : callable, model_loss() or full_loss(f)
         ``loss_fn(outputs, targets) -> 0-d mean loss``.
     optimizer : Optimizer
         For example ``l2path.adam(lr=1e-3)``.
@@ -139,7 +179,8 @@ def make_train_step(
     -------
     callable
         ``train_step(state, batch, lambdas) -> (state, metrics)``. ``batch`` is ``(inputs, targets)``, where a tuple
-        of inputs becomes positional arguments and a dict keyword arguments; ``lambdas`` is any lambda spec. It
+        of inputs becomes positional arguments and a dict keyword arguments (with ``model_loss`` the whole batch goes
+        to the module in this way); ``lambdas`` is any lambda spec. It
         changes nothing of the caller's, except that modules with random operations advance torch's default
         generator. It composes with ``torch.func.vmap``, ``grad``, ``jvp`` and ``torch.compile``; batched derivatives
         with respect to lambdas go through :func:`member_gradients`. A parameter that the loss does not depend on
@@ -231,32 +272,4 @@ def check_grad_transform(transform: object) -> None:
             got=repr(transform),
             expected="a transform such as l2path.clip_by_global_norm(1.0), or a function of the gradients",
             remedy="an optimizer goes to optimizer=",
-        )
-
-
-def check_optimizer(optimizer: object) -> None:
-    """Refuse what does not speak the ``init``/``update`` protocol, and bare gradient transforms."""
-    if not isinstance(optimizer, Optimizer):
-        if callable(optimizer) and str(getattr(optimizer, "__module__", "")).startswith("l2path."):
-            name = getattr(optimizer, "__name__", "adam")
-            raise ArgumentError(
-                "optimizer",
-                got=f"the function l2path.{name}",
-                expected="the optimizer that it makes",
-                remedy=f"call it: l2path.{name}(lr=...)",
-            )
-        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
-        raise ArgumentError(
-            "optimizer",
-            got=f"{kind.__module__}.{kind.__qualname__}",
-            expected="one of l2path's optimizers",
-            remedy="torch.optim cannot take one weight decay for each member: use l2path.sgd(lr=...), "
-            "l2path.adam(...), ... with the same names and defaults",
-        )
-    if optimizer.kind == "transform":
-        raise ArgumentError(
-            "optimizer",
-            got=f"the gradient transform {optimizer!r}, which takes no steps",
-            expected="an optimizer",
-            remedy=f"chain it in front of one: l2path.chain({optimizer!r}, l2path.sgd(lr=0.1))",
         )

@@ -1,8 +1,10 @@
-"""Arithmetic on nested containers of tensors: dict, list, tuple, NamedTuple, None."""
+"""Arithmetic on nested containers of tensors: mappings, list, tuple, NamedTuple, dataclasses, None."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,13 +19,13 @@ def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     ----------
     function : callable
         Takes one leaf of each tree.
-    tree, *rest : nested dict, list, tuple, NamedTuple, None or leaf
+    tree, *rest : nested mapping, list, tuple, NamedTuple, dataclass, None or leaf
         Trees of one structure; the first one decides it. Leaves are whatever is no container.
 
     Returns
     -------
     tree
-        A new tree of that structure.
+        A new tree of that structure; a mapping that is no dict becomes one.
 
     Examples
     --------
@@ -32,29 +34,49 @@ def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """
     if tree is None:
         return None
-    if isinstance(tree, dict):
-        mapped = {k: tree_map(function, v, *(r[k] for r in rest)) for k, v in tree.items()}
-        # Output objects of other libraries are dict subclasses that rebuild from keyword arguments.
-        return mapped if type(tree) is dict else type(tree)(**mapped)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(tree_map(function, v, *(r[i] for r in rest)) for i, v in enumerate(tree)))
+    entries = None if isinstance(tree, Tensor) else entries_of(tree)
+    if entries is None:
+        return function(tree, *rest)
+    others = [entries_of(r) or {} for r in rest]
+    return _rebuilt(tree, {k: tree_map(function, v, *(o[k] for o in others)) for k, v in entries.items()})
+
+
+def entries_of(tree: Tree) -> dict[Any, Any] | None:
+    """Return what a container holds, by key, index or field; None for a leaf."""
+    if isinstance(tree, Mapping):  # a dict first of all, or a tokenizer's batch
+        return dict(tree.items())
     if isinstance(tree, (tuple, list)):
-        return type(tree)(tree_map(function, v, *(r[i] for r in rest)) for i, v in enumerate(tree))
-    return function(tree, *rest)
+        return dict(enumerate(tree))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return {f.name: getattr(tree, f.name) for f in fields(tree)}
+    return None
+
+
+def _rebuilt(tree: Tree, entries: dict[Any, Any]) -> Tree:
+    """Return a container of the same kind that holds other entries."""
+    if isinstance(tree, Mapping):
+        # Output objects of other libraries are dict subclasses that rebuild from keyword arguments.
+        return type(tree)(**entries) if isinstance(tree, dict) and type(tree) is not dict else entries
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*entries.values())
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(entries.values())
+    new = copy.copy(tree)  # not its constructor, which may compute or refuse something
+    for name, value in entries.items():
+        object.__setattr__(new, name, value)
+    return new
 
 
 def tree_leaves(tree: Tree) -> Iterator[Any]:
     """Yield the leaves of a tree, depth first."""
     if tree is None:
         return
-    if isinstance(tree, dict):
-        for value in tree.values():
-            yield from tree_leaves(value)
-    elif isinstance(tree, (tuple, list)):
-        for value in tree:
-            yield from tree_leaves(value)
-    else:
+    entries = None if isinstance(tree, Tensor) else entries_of(tree)
+    if entries is None:
         yield tree
+        return
+    for value in entries.values():
+        yield from tree_leaves(value)
 
 
 def tensor_leaves(tree: Tree) -> Iterator[Tensor]:
@@ -65,3 +87,9 @@ def tensor_leaves(tree: Tree) -> Iterator[Tensor]:
 def map_tensors(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Apply ``function`` to the tensor leaves and keep every other leaf of the first tree."""
     return tree_map(lambda x, *r: function(x, *r) if isinstance(x, Tensor) else x, tree, *rest)
+
+
+def with_tensors(tree: Tree, tensors: Iterable[Tensor]) -> Tree:
+    """Return the tree with these in place of its tensors, in the order of :func:`tensor_leaves`."""
+    following = iter(tensors)
+    return map_tensors(lambda _: next(following), tree)

@@ -39,8 +39,8 @@ def row(family: Family, outcome: l2path.PathResult | l2path.ArgumentError) -> Ro
         return Row(family.name, "refused", "–", f"Remedy: {_cell(outcome.remedy)}", family.group)
     looped = outcome.engine.kind == "loop"
     notes = [family.note] if family.note else []
-    if looped:
-        notes.append(_cell(outcome.engine.reason))
+    if looped or "with equivalents of" in outcome.engine.reason:
+        notes.append(_cell(outcome.engine.reason.removeprefix("one vmapped step equals the loop, ")))
     return Row(
         family.name,
         "no: looped" if looped else "yes",

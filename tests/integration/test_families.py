@@ -2,125 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import l2path
-from l2path.data import batch_rows
-from l2path.path import PathResult
-from l2path.trees import tree_map
-from tests.families import BATCH, EPOCHS, FAMILIES, LAMBDAS, LR, MOMENTUM, ROWS, SEED, Data, Family, train
+from tests.contract import MODES, by_hand, check_members, solo_runs
+from tests.families import FAMILIES, LAMBDAS, SEED, Family, train
 from tests.helpers import assert_trees_close
 from tests.integration.family_table import BEGIN, END, HEAD, PAGE, committed, row, table
-
-RTOL = 1e-9
-MODES: dict[str, dict[str, Any]] = {"auto": {}, "loop": {"engine": "loop"}, "chunks": {"member_chunk": 2}}
-
-
-@dataclass
-class Solo:
-    """One member, trained by hand."""
-
-    module: nn.Module
-    history: dict[str, list[float]] = field(default_factory=dict)
-    outputs: Any = None
-
-
-def call(module: nn.Module, inputs: Any) -> Any:
-    """Call a module as torch users do."""
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
-
-
-def batches(data: Data, seed: int, epoch: int) -> Iterator[Data]:
-    """Yield the rows in the published order."""
-    order = l2path.data_order(ROWS, seed, epoch)
-    for start in range(0, ROWS, BATCH):
-        rows = order[start : start + BATCH]
-        yield tree_map(lambda x: x[rows], data)  # noqa: B023
-
-
-def learns(family: Family) -> list[str]:
-    """Names of the parameters that the loss depends on."""
-    module = family.make()
-    inputs, targets = next(batches(family.train_data, SEED, 0))
-    family.loss_fn(call(module, inputs), targets).backward()
-    return [name for name, p in module.named_parameters() if p.grad is not None]
-
-
-def by_hand(family: Family, lam: float, *, order_seed: int = SEED, mask_seed: int = SEED) -> Solo:
-    """Train one member as a user would without l2path: an explicit penalty, the published order and masks."""
-    with torch.random.fork_rng(devices=[]):
-        solo = Solo(family.make())
-        named = dict(solo.module.named_parameters())
-        weights = [named[name] for name in learns(family)]
-        optimizer = torch.optim.SGD(weights, LR, momentum=MOMENTUM)
-        step = 0
-        for epoch in range(EPOCHS):
-            sums = {"loss": 0.0, "penalty": 0.0, "objective": 0.0}
-            for inputs, targets in batches(family.train_data, order_seed, epoch):
-                torch.manual_seed(l2path.step_seed(mask_seed, step))
-                optimizer.zero_grad()
-                loss = family.loss_fn(call(solo.module, inputs), targets)
-                penalty = torch.stack([0.5 * lam * (w * w.conj()).real.sum() for w in weights]).sum()
-                (loss + penalty).backward()
-                optimizer.step()
-                step += 1
-                found = {"loss": loss, "penalty": penalty, "objective": loss + penalty}
-                for name, value in found.items():
-                    sums[name] += batch_rows(inputs) * value.item()
-            for name, total in sums.items():
-                solo.history.setdefault(name, []).append(total / ROWS)
-            # A copy: evaluation changes neither modes nor, with max_norm, weights.
-            held_in, held_out = family.validation
-            with torch.no_grad():
-                solo.outputs = call(copy.deepcopy(solo.module).eval(), held_in)
-                solo.history.setdefault("val_loss", []).append(family.loss_fn(solo.outputs, held_out).item())
-    return solo
 
 
 def by_name(name: str) -> Family:
     """A family of the registry."""
     return next(family for family in FAMILIES if family.name == name)
-
-
-@cache
-def solo_runs(name: str) -> tuple[Solo, ...]:
-    """The members of a family, trained by hand once for all modes."""
-    return tuple(by_hand(by_name(name), lam) for lam in LAMBDAS)
-
-
-def snapshot(module: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
-    """What a run must leave alone: weights, and of every part its class, mode and hooks."""
-    parts = [
-        (name, type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-        for name, m in module.named_modules()
-    ]
-    return {k: v.clone() for k, v in module.state_dict().items()}, parts
-
-
-def run(family: Family, options: dict[str, Any]) -> tuple[PathResult, Counter[type[Warning]]]:
-    """Train, and check that the caller's module stays as it was; return the warnings as well."""
-    module = family.make()
-    weights, parts = snapshot(module)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = train(family, module, **options)
-    after, parts_after = snapshot(module)
-    assert parts_after == parts
-    assert_trees_close(after, weights, 0.0, where="the caller's module")
-    return result, Counter(w.category for w in caught if w.category is not l2path.BoundaryWarning)
 
 
 def cases(*engines: str) -> list[Any]:
@@ -136,28 +33,7 @@ def cases(*engines: str) -> list[Any]:
 @pytest.mark.parametrize("family", cases("vmap", "loop"))
 @pytest.mark.parametrize("mode", MODES)
 def test_every_member_equals_a_handwritten_loop(family: Family, mode: str) -> None:
-    result, warned = run(family, MODES[mode])
-
-    looped = family.engine == "loop" or mode == "loop"
-    assert result.engine.kind == ("loop" if looped else "vmap"), result.engine.reason
-    assert result.engine.member_chunk == {"auto": len(LAMBDAS), "loop": len(LAMBDAS), "chunks": 2}[mode]
-    evaluated = "looped" if looped else family.evaluation
-    assert result.eval_kind in {"looped": ("loop",), "batched": ("vmap", "vjp")}[evaluated]
-    expected: Counter[type[Warning]] = Counter([family.warns] if family.warns else [])
-    if mode != "loop" and evaluated == "looped":
-        expected[l2path.EngineWarning] += 1
-    assert warned == expected
-
-    predicted = result.predict(family.validation[0])
-    for k, solo in enumerate(solo_runs(family.name)):
-        member = result.member(k).state_dict()
-        assert_trees_close(member, solo.module.state_dict(), RTOL, check_dtype=True, where=f"member {k}")
-        family.make().load_state_dict(member, strict=True)
-        assert set(result.history) == set(solo.history)
-        for name, values in solo.history.items():
-            assert_trees_close(result.history[name][:, k].tolist(), values, RTOL, where=f"member {k}, {name}")
-        own = tree_map(lambda x: x[k], predicted)  # noqa: B023
-        assert_trees_close(own, solo.outputs, RTOL, where=f"member {k}, predictions")
+    result = check_members(family, mode)
     if mode == "auto":
         shown, recorded = committed()[family.name], row(family, result)
         assert (shown.vmapped, shown.evaluation) == (recorded.vmapped, recorded.evaluation), "write the table anew"
@@ -176,7 +52,7 @@ def test_what_no_engine_gets_right_is_refused(family: Family, mode: str) -> None
 def test_another_order_is_noticed(name: str) -> None:
     wrong = by_hand(by_name(name), LAMBDAS[1], order_seed=SEED + 1)
     with pytest.raises(AssertionError, match="relative difference"):
-        assert_trees_close(wrong.module.state_dict(), solo_runs(name)[1].module.state_dict(), 1e-4)
+        assert_trees_close(wrong.module.state_dict(), solo_runs(by_name(name))[1].module.state_dict(), 1e-4)
 
 
 @pytest.mark.parametrize("name", [f.name for f in FAMILIES if "dropout" in f.name.lower()])
@@ -184,7 +60,7 @@ def test_other_masks_are_noticed(name: str) -> None:
     # A family whose dropout did nothing would test nothing.
     wrong = by_hand(by_name(name), LAMBDAS[1], mask_seed=SEED + 1)
     with pytest.raises(AssertionError, match="relative difference"):
-        assert_trees_close(wrong.module.state_dict(), solo_runs(name)[1].module.state_dict(), 1e-4)
+        assert_trees_close(wrong.module.state_dict(), solo_runs(by_name(name))[1].module.state_dict(), 1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")

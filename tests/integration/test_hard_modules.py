@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_mask_of_infinities_does_not_hide_other_buffers_from_the_self_check() 
             return self.linear(x)
 
     module = Leaks(total=torch.zeros((), dtype=torch.float64), mask=torch.tensor([-float("inf")]))
-    with pytest.warns(l2path.EngineWarning, match="a buffer of a vmapped step differs"):
+    with pytest.warns(l2path.EngineWarning, match="the buffer .total. of a vmapped step differs"):
         assert train(module).engine.kind == "loop"
 
 
@@ -178,6 +179,58 @@ def test_scalar_and_empty_parameters() -> None:
     assert str(result)
     assert result.weight_norms()["scale"].shape == (4,)
     Scaled().load_state_dict(result.best.state_dict(), strict=True)
+
+
+class SkipsLayers(With):
+    """Leaves out a layer at random (LayerDrop, stochastic depth): at step 0 of seed 0 it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped, self.spare = nn.Linear(4, 4).double(), nn.Linear(2, 2).double()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(self.skipped(x) if self.training and torch.rand([]) < 0.5 else x)
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_a_layer_left_out_at_random_is_not_frozen(engine: Literal["auto", "loop"]) -> None:
+    draws = [torch.rand([], generator=torch.Generator().manual_seed(l2path.step_seed(0, t))) < 0.5 for t in range(8)]
+    assert not draws[0]
+    assert any(draws[1:])
+    module = SkipsLayers()
+    with pytest.warns(l2path.UnusedParameterWarning, match=r"depend on \['spare.weight', 'spare.bias'\]"):
+        result = train(module, engine=engine)
+    assert result.engine.kind == ("loop" if engine == "loop" else "vmap")
+
+    # By hand: the penalty counts at every step, whether the layer was left out or not.
+    weights = [p for name, p in module.named_parameters() if not name.startswith("spare")]
+    optimizer = torch.optim.SGD(weights, lr=0.05)
+    steps = iter(range(8))
+    with torch.random.fork_rng(devices=[]):
+        for epoch in range(2):
+            for rows in l2path.data_order(20, 0, epoch).split(6):
+                torch.manual_seed(l2path.step_seed(0, next(steps)))
+                optimizer.zero_grad()
+                (F.mse_loss(module(X[rows]), Y[rows]) + 0.15 * sum(w.square().sum() for w in weights)).backward()
+                optimizer.step()
+    for name, p in module.named_parameters():
+        if not name.startswith("spare"):
+            assert_trees_close(result.params[name][0], p, 1e-12, where=name)
+
+
+@pytest.mark.parametrize("draw", [lambda: np.random.rand(), random.random])
+def test_random_numbers_from_elsewhere_than_torch_are_told(draw: Callable[[], float]) -> None:
+    class Noisy(With):
+        def forward(self, x: Tensor) -> Any:
+            return self.linear(x) + draw()
+
+    before = np.random.get_state(), random.getstate()
+    try:
+        with pytest.warns(l2path.ModuleStateWarning, match="from NumPy or from Python's random, which are not seeded"):
+            train(Noisy(), engine="loop")
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
 
 
 def test_outputs_with_one_number_for_a_batch() -> None:
@@ -269,7 +322,7 @@ def test_trouble_with_the_uncertainty_never_loses_a_run(monkeypatch: pytest.Monk
     def fails(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("l2path.path.result.row_scores", fails)
+    monkeypatch.setattr("l2path.path.rows.row_scores", fails)
     result = train(validation=(X, Y))
     assert result.uncertainty.reason == "RuntimeError: out of memory"
     assert "No standard errors: RuntimeError: out of memory." in str(result)

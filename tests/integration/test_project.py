@@ -27,6 +27,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"path"}),
     frozenset({"engine"}),
     frozenset({"data"}),
+    frozenset({"batches"}),
     frozenset({"files", "progress"}),
     frozenset({"training"}),
     frozenset({"losses"}),
@@ -37,6 +38,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"scores"}),
     frozenset({"functional"}),
     frozenset({"order"}),
+    frozenset({"memory"}),
     frozenset({"errors", "tables", "trees", "types"}),
 )
 FACES = ROWS[1]

@@ -10,6 +10,7 @@ import torch
 
 from l2path.optimizers import (
     Optimizer,
+    accumulate,
     adagrad,
     adam,
     adamw,
@@ -25,6 +26,12 @@ from tests.helpers import assert_trees_close
 optax = pytest.importorskip("optax", reason="the extra 'jax' is not installed")
 import jax  # noqa: E402  # comes with optax
 import jax.numpy as jnp  # noqa: E402
+
+
+def multi_steps(inner: Any, every: int) -> Any:
+    with jax.enable_x64(True):  # its accumulator is float32 unless it is told otherwise
+        return optax.MultiSteps(inner, every, accumulator_dtype=jnp.float64)
+
 
 # optax's averages of squares start where torch's do only with these arguments.
 PAIRS: dict[str, tuple[Optimizer, Any]] = {
@@ -49,6 +56,11 @@ PAIRS: dict[str, tuple[Optimizer, Any]] = {
     "sgd-warmup-cosine": (
         sgd(0.1, schedule=warmup_cosine(5, 30, final=0.1, start=0.2)),
         optax.sgd(optax.warmup_cosine_decay_schedule(0.02, 0.1, 5, 30, 0.01)),
+    ),
+    "accumulate": (accumulate(sgd(0.1, momentum=0.9), 3), multi_steps(optax.sgd(0.1, momentum=0.9), 3)),
+    "accumulate-chain": (
+        accumulate(chain(clip_by_value(0.5), adam(0.02)), 4),
+        multi_steps(optax.chain(optax.clip(0.5), optax.adam(0.02)), 4),
     ),
     "chain": (chain(clip_by_value(0.5), adam(0.02)), optax.chain(optax.clip(0.5), optax.adam(0.02))),
 }

@@ -13,10 +13,12 @@ from torch.func import grad, jacfwd, jacrev, vmap
 
 from l2path.optimizers import (
     Optimizer,
+    accumulate,
     apply_updates,
     chain,
     clip_by_global_norm,
     clip_by_value,
+    ema,
     hyper_paths,
     set_hyper,
     sgd,
@@ -30,7 +32,13 @@ from tests.parity.optimizer_cases import CASES, Case
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 # torch's own forward-mode rules are scripted when they are first imported.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-TRANSFORMS = (clip_by_global_norm(0.5), clip_by_value(0.3), chain(clip_by_value(0.3), sgd(0.1, 0.9)))
+TRANSFORMS = (
+    clip_by_global_norm(0.5),
+    clip_by_value(0.3),
+    chain(clip_by_value(0.3), sgd(0.1, 0.9)),
+    accumulate(sgd(0.1, 0.9), 2),
+    ema(accumulate(sgd(0.1, 0.9), 1), 0.9),
+)
 
 
 def problem(seed: int = 0) -> tuple[Params, Callable[[Params, int], Tensor]]:
@@ -310,7 +318,7 @@ def test_a_chain_equals_clipping_before_torch() -> None:
 @pytest.mark.parametrize("name", ["sgd-nesterov", "adamw-decay-amsgrad", "rmsprop-centered-momentum"])
 def test_compiles_without_graph_breaks(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    opt = chain(clip_by_global_norm(1.0), case.build(case.lr, warmup_cosine(3, 20)))
+    opt = ema(accumulate(chain(clip_by_global_norm(1.0), case.build(case.lr, warmup_cosine(3, 20))), 2), 0.9)
     params, _ = problem()
     state = opt.init(params)
     grads = normal_tree(params, 0)

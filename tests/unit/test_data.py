@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from l2path import ArgumentError, L2PathError, data_order, step_seed
-from l2path.data import Place, RowSource, Source, StreamSource, batch_rows, blocks, check_nan, make_source
+from l2path.batches import batch_rows, check_nan
+from l2path.data import Place, RowSource, Source, StreamSource, blocks, make_source
 from l2path.order import epoch_seed
 from tests.helpers import assert_trees_close
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2path import ArgumentError, Engine
 from l2path.engine import (
+    auto_chunk,
     choose_engine,
     finite_members,
     map_members,
@@ -182,21 +183,35 @@ def test_members_without_floating_numbers_are_finite() -> None:
     [("auto", "vmap", "the default"), ("vmap", "vmap", "asked for"), ("loop", "loop", "asked for")],
 )
 def test_words(word: str, kind: str, reason: str) -> None:
-    engine = choose_engine(word, "auto", members=8, member_bytes=100)
+    engine = choose_engine(word, "auto", members=8, auto=lambda: 100)
     assert (engine.kind, engine.member_chunk, engine.reason) == (kind, 8, reason)
 
 
 @pytest.mark.parametrize(
-    ("chunk", "member_bytes", "expected"),
-    [("auto", 0, 8), ("auto", 2**24, 4), ("auto", 2**26, 1), ("auto", 2**40, 1), (3, 2**40, 3), (100, 1, 8), (1, 1, 1)],
+    ("chunk", "auto", "expected"), [("auto", 9, 8), ("auto", 4, 4), ("auto", 1, 1), (3, 1, 3), (100, 1, 8), (1, 9, 1)]
 )
-def test_chunks(chunk: int | str, member_bytes: int, expected: int) -> None:
-    assert choose_engine("vmap", chunk, members=8, member_bytes=member_bytes).member_chunk == expected
+def test_chunks(chunk: int | str, auto: int, expected: int) -> None:
+    assert choose_engine("vmap", chunk, members=8, auto=lambda: auto).member_chunk == expected
+
+
+@pytest.mark.parametrize(
+    ("member_bytes", "free", "expected"),
+    [
+        (2**20, None, 32),
+        (2**30, None, 4),  # few at a time, but not one
+        (2**20, 2**40, 32),
+        (2**20, 2**24, 4),  # a quarter of what is free
+        (2**30, 2**30, 1),
+        (0, None, 2**25),
+    ],
+)
+def test_automatic_chunks(member_bytes: int, free: int | None, expected: int) -> None:
+    assert auto_chunk(member_bytes, torch.device("cpu"), free) == expected
 
 
 def test_an_engine_is_taken_as_it_is() -> None:
     engine = Engine("loop", 7, "of another run")
-    assert choose_engine(engine, "auto", members=2, member_bytes=1) is engine
+    assert choose_engine(engine, "auto", members=2, auto=lambda: 1) is engine
 
 
 def test_the_reason_is_no_part_of_what_an_engine_is() -> None:
@@ -208,12 +223,12 @@ def test_the_reason_is_no_part_of_what_an_engine_is() -> None:
 @pytest.mark.parametrize("word", ["gpu", "", "VMAP", None, 3])
 def test_other_words_are_refused(word: Any) -> None:
     with pytest.raises(ArgumentError, match=r"^engine: got .*; expected 'auto', 'vmap', 'loop' or an Engine\.") as info:
-        choose_engine(word, "auto", members=2, member_bytes=1)
+        choose_engine(word, "auto", members=2, auto=lambda: 1)
     assert info.value.got == repr(word)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.0, True, "all", None])
 def test_bad_chunks_are_refused(chunk: Any) -> None:
     with pytest.raises(ArgumentError, match=r"^member_chunk: got ") as info:
-        choose_engine("auto", chunk, members=2, member_bytes=1)
+        choose_engine("auto", chunk, members=2, auto=lambda: 1)
     assert str(chunk) in info.value.got

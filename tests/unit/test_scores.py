@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from l2path.scores import best_index, boundary_side, monotone_order, standard_error
+from l2path.scores import best_index, boundary_side, fold_summary, one_se_index, standard_error
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,23 +77,52 @@ def test_boundaries(index: int, values: list[float], side: str | None) -> None:
     assert boundary_side(index, np.array(values)) == side
 
 
+def test_fold_summaries_by_hand() -> None:
+    # Folds of 1, 1 and 2 rows: mean (1 + 2 + 2 * 6) / 4 = 3.75; squares 7.5625, 3.0625, 2 * 5.0625 over 4 are 5.1875,
+    # and half of that (three folds) has the root 1.6105.
+    cvm, cvsd = fold_summary(np.array([[1.0], [2.0], [6.0]]), np.array([1.0, 1.0, 2.0]))
+    assert (cvm[0], cvsd[0]) == pytest.approx((3.75, np.sqrt(5.1875 / 2)), rel=1e-15)
+
+
+def test_fold_summaries_are_glmnets() -> None:
+    # cvstats of glmnet 4.1, line by line: cvm = apply(cvraw, 2, weighted.mean, w = weights);
+    # cvsd = sqrt(apply(scale(cvraw, cvm, FALSE)^2, 2, weighted.mean, w = weights) / (N - 1)).
+    rng = np.random.default_rng(0)
+    cvraw, weights = rng.normal(size=(5, 7)), np.array([20.0, 20.0, 20.0, 19.0, 19.0])
+    want_m = [np.average(column, weights=weights) for column in cvraw.T]
+    want_sd = [np.sqrt(np.average((c - m) ** 2, weights=weights) / 4) for c, m in zip(cvraw.T, want_m, strict=True)]
+    cvm, cvsd = fold_summary(cvraw, weights)
+    np.testing.assert_allclose(cvm, want_m, rtol=1e-14)
+    np.testing.assert_allclose(cvsd, want_sd, rtol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_fold_without_a_score_leaves_none_for_the_point(bad: float) -> None:
+    cvm, cvsd = fold_summary(np.array([[1.0, bad], [2.0, 1.0]]), np.ones(2))
+    assert np.isnan(cvm).tolist() == np.isnan(cvsd).tolist() == [False, True]
+    assert cvm[0] == 1.5
+
+
 @pytest.mark.parametrize(
-    ("columns", "expected"),
+    ("cvm", "cvsd", "expected"),
     [
-        ([], False),
-        ([[3.0, 1.0, 2.0]], True),
-        ([[3.0, 2.0, 1.0], [0.3, 0.2, 0.1]], True),
-        ([[3.0, 1.0, 2.0], [0.3, 0.1, 0.2]], True),
-        ([[1.0, 2.0], [2.0, 1.0]], False),
-        ([[3.0, 3.0, 1.0], [0.2, 0.3, 0.1]], True),  # ties in one column, sorted by the other
-        ([[2.0, 2.0, 1.0, 1.0], [2.0, 1.0, 2.0, 1.0]], False),  # the product of two grids
-        ([[1.0, 1.0], [2.0, 2.0]], True),
-        ([[1.0, 1.0, 2.0], [1.0, 2.0, 2.0], [5.0, 5.0, 5.0]], True),
-        ([[1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], False),
+        ([0.9, 0.35, 0.30, 0.31], [0.0, 0.0, 0.1, 0.0], 1),
+        ([0.9, 0.40, 0.30, 0.31], [0.0, 0.0, 0.1, 0.0], 1),  # exactly one standard error away
+        ([0.9, 0.41, 0.30, 0.31], [9.0, 9.0, 0.1, 9.0], 2),  # the error of the best counts, and no other
+        ([0.3, 0.41, 0.30, 0.31], [0.0, 0.0, 0.1, 0.0], 0),  # not only the neighbours
+        ([NAN, NAN, 0.30, 0.31], [NAN, NAN, 0.1, 0.0], 2),
+        ([0.9, 0.35, 0.30, 0.31], [0.0, 0.0, 0.0, 0.0], 2),
     ],
 )
-def test_one_dimensional_paths(columns: list[list[float]], expected: bool) -> None:
-    assert monotone_order([np.array(c) for c in columns]) is expected
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_standard_error(cvm: list[float], cvsd: list[float], expected: int, sign: float) -> None:
+    strength = np.array([1.0, 0.1, 0.01, 0.001])
+    found = one_se_index(sign * np.array(cvm), np.array(cvsd), strength, 2, greater_is_better=sign < 0)
+    assert found == expected
+    turned = one_se_index(
+        sign * np.array(cvm)[::-1], np.array(cvsd)[::-1], strength[::-1], 1, greater_is_better=sign < 0
+    )
+    assert turned == 3 - expected
 
 
 def test_standard_errors_by_hand() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import NamedTuple
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2path.tables import format_table
-from l2path.trees import map_tensors, tensor_leaves, tree_leaves, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_leaves, tree_map, with_tensors
 
 
 class Pair(NamedTuple):
@@ -71,6 +72,44 @@ def test_subclasses_of_dict_are_rebuilt() -> None:
     mapped = tree_map(lambda x: x + 1, Output(logits=1))
     assert type(mapped) is Output
     assert mapped == {"logits": 2}
+
+
+@dataclass(frozen=True)
+class Record:
+    """As models return: it computes something when it is made."""
+
+    values: Any
+    note: str = "note"
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", len(self.values))
+
+
+def test_dataclasses_are_containers_that_are_not_made_anew() -> None:
+    record = Record([torch.ones(2), None])
+    mapped = map_tensors(lambda x: x + 1, record)
+    assert type(mapped) is Record
+    assert mapped.values[0].tolist() == [2.0, 2.0]
+    assert (mapped.values[1], mapped.note, mapped.size) == (None, "note", 2)
+    assert record.values[0].tolist() == [1.0, 1.0]
+    assert [type(leaf).__name__ for leaf in tree_leaves(record)] == ["Tensor", "str", "int"]
+    assert list(tree_leaves(Record)) == [Record], "the class itself is a leaf"
+    both = tree_map(lambda a, b: (a, b), Record([1]), Record([2], "other"))
+    assert (both.values, both.note, both.size) == ([(1, 2)], ("note", "other"), (1, 1))
+
+
+def test_other_mappings_become_dicts() -> None:
+    mapped = tree_map(lambda x: x + 1, UserDict({"a": 1}))
+    assert type(mapped) is dict
+    assert mapped == {"a": 2}
+    assert list(tree_leaves(UserDict({"a": 1}))) == [1]
+
+
+def test_tensors_are_put_in_their_places() -> None:
+    tree = {"b": [torch.zeros(1), "text"], "a": torch.zeros(2)}
+    filled = with_tensors(tree, [torch.ones(3), torch.ones(4)])
+    assert (len(filled["b"][0]), filled["b"][1], len(filled["a"])) == (3, "text", 4)
 
 
 def test_keys_that_are_no_strings() -> None:

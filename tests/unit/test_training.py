@@ -570,7 +570,7 @@ def test_a_bare_transform_is_no_optimizer(transform: l2path.Optimizer) -> None:
         (torch.zeros(3, 2), "a Tensor"),
         ((torch.zeros(3, 2),), "1 parts"),
         ((torch.zeros(3, 2),) * 3, "3 parts"),
-        ({"inputs": torch.zeros(3, 2)}, "a dict"),
+        ({"inputs": torch.zeros(3, 2)}, "a dict of ['inputs']"),
         (None, "a NoneType"),
     ],
 )
@@ -579,6 +579,7 @@ def test_batches_that_are_no_pair_are_refused(data: Any, got: str) -> None:
     step = make_train_step(model, F.mse_loss, opt)
     error = refused("batch", lambda: step(init_state(model, opt), data, 0.1))
     assert error.got == got
+    assert "loss_fn=l2path.model_loss()" in error.remedy
     assert "full_loss" in error.remedy
 
 

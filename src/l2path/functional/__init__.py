@@ -8,7 +8,9 @@ from l2path.functional.module import (
     functionalize,
     restored_attributes,
 )
+from l2path.functional.precision import coarsest_dtype
 from l2path.functional.rng import forked_rng, seed_generators
+from l2path.functional.substitutes import Substitutes
 from l2path.functional.transforms import (
     at_grad_level,
     grad_with_autograd,
@@ -21,9 +23,11 @@ from l2path.functional.transforms import (
 
 __all__ = [
     "Functional",
+    "Substitutes",
     "as_arguments",
     "at_grad_level",
     "check_module",
+    "coarsest_dtype",
     "failing_layer",
     "forked_rng",
     "functionalize",

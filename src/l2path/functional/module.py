@@ -18,6 +18,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from l2path.errors import ArgumentError
 from l2path.functional.checks import check_module
+from l2path.functional.substitutes import Substitutes
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Buffers, Params
 
@@ -45,6 +46,8 @@ class Functional:
         Weights of embeddings with ``max_norm``, which torch rewrites in place when they are looked up.
     changed : set of str
         Attributes that calls of the module have set on it and that were put back, a record for diagnosis.
+    substitutes : Substitutes, optional
+        Equivalents of torch functions to use where the plain ones cannot be batched.
     """
 
     params: Params
@@ -55,6 +58,7 @@ class Functional:
     unused: tuple[str, ...] = ()
     changed: set[str] = field(default_factory=set, compare=False)
     renormalised: tuple[str, ...] = ()
+    substitutes: Substitutes | None = None
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +120,24 @@ class Functional:
         """Call the module on ``inputs``: a tuple becomes ``*args``, a dict ``**kwargs``."""
         args, kwargs = as_arguments(inputs)
         return self.apply(params, buffers, *args, **kwargs)
+
+    def call_substituted(self, params: Params, buffers: Buffers, inputs: Batch) -> tuple[Any, Buffers]:
+        """Call the module on ``inputs`` of one member inside ``vmap``, with the substitutes."""
+        with self.substituted(inputs, lambda: self.call(self.params, self.buffers, inputs)):
+            return self.call(params, buffers, inputs)
+
+    def with_substitutes(self, substitutes: Substitutes | None) -> Functional:
+        """Return the same functional with other equivalents of torch functions, or with none."""
+        return replace(self, substitutes=substitutes)
+
+    @contextmanager
+    def substituted(self, batch: Batch, plain_call: Callable[[], object]) -> Iterator[None]:
+        """Use the substitutes within, if there are any; see :meth:`Substitutes.active`."""
+        if self.substitutes is None:
+            yield
+            return
+        with self.substitutes.active(batch, self.device, plain_call):
+            yield
 
     def freeze(self, names: Iterator[str] | list[str]) -> Functional:
         """Return the same functional with these parameters moved from ``params`` to ``frozen``."""
@@ -257,15 +279,17 @@ def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
     torch.Size([3, 1])
     """
     check_module(module, training=training)
+    # Old-style weight_norm and prune keep a weight that a hook computes, which deepcopy refuses: it is computed anew.
+    hooked = (m for m in module.modules() if m._forward_pre_hooks)
+    computed = [v for m in hooked for v in m.__dict__.values() if isinstance(v, Tensor) and v.grad_fn is not None]
     try:
-        template = copy.deepcopy(module)
+        template = copy.deepcopy(module, {id(v): v.detach().clone() for v in computed})
     except Exception as error:
         raise ArgumentError(
             "module",
             got=f"{type(module).__name__}, whose deepcopy fails: {error}",
             expected="a module that copy.deepcopy can copy",
-            remedy="replace old-style weight_norm by torch.nn.utils.parametrizations.weight_norm, and keep "
-            "tensors that are not leaves off the module",
+            remedy="keep what cannot be copied (tensors that are not leaves, locks, open files) off the module",
         ) from error
     if not training:
         template.eval()

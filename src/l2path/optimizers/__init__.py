@@ -5,10 +5,12 @@ Every optimizer is an :class:`Optimizer`: ``opt.init(params) -> state`` and
 ``torch.optim``; the protocol is optax's. Numeric hyperparameters are 0-d tensors in ``state.hyper``.
 """
 
+from l2path.optimizers.accumulate import AccumulateState, accumulate
 from l2path.optimizers.adagrad import AdagradState, adagrad
 from l2path.optimizers.adam import AdamHyper, AdamState, adam, adamw
 from l2path.optimizers.base import Optimizer, apply_updates
 from l2path.optimizers.checks import Scalar, Schedule
+from l2path.optimizers.ema import EmaState, ema
 from l2path.optimizers.hyper import Path, hyper_paths, set_hyper
 from l2path.optimizers.rmsprop import RMSpropState, rmsprop
 from l2path.optimizers.schedules import (
@@ -25,10 +27,12 @@ from l2path.optimizers.sgd import SGDState, sgd
 from l2path.optimizers.transforms import ClipState, chain, clip_by_global_norm, clip_by_value
 
 __all__ = [
+    "AccumulateState",
     "AdagradState",
     "AdamHyper",
     "AdamState",
     "ClipState",
+    "EmaState",
     "FactorSchedule",
     "Optimizer",
     "Path",
@@ -36,6 +40,7 @@ __all__ = [
     "SGDState",
     "Scalar",
     "Schedule",
+    "accumulate",
     "adagrad",
     "adam",
     "adamw",
@@ -45,6 +50,7 @@ __all__ = [
     "clip_by_value",
     "constant",
     "cosine",
+    "ema",
     "exponential",
     "hyper_paths",
     "linear_warmup",

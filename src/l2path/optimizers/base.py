@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from l2path.errors import ArgumentError, nearest
 from l2path.penalty import Names
 from l2path.types import Grads, OptState, Params, Updates
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +33,7 @@ class Optimizer:
         The arguments it was built with, for ``repr``. Nothing numeric is read from here during an
         update: numeric hyperparameters live in ``state.hyper``, where they can differ per member.
     parts : tuple of Optimizer
-        What a chain is made of; empty otherwise.
+        What a chain is made of, or the optimizer inside a wrapper; empty otherwise.
     kind : {"optimizer", "transform"}
         An optimizer returns steps (downhill); a transform returns gradients (uphill), and has to be
         chained in front of an optimizer.
@@ -151,3 +153,45 @@ def apply_updates(params: Params, updates: Updates) -> Params:
             remedy="pass the updates that opt.update returned for these parameters",
         )
     return {name: param + updates[name] for name, param in params.items()}
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what does not speak the ``init``/``update`` protocol, and bare gradient transforms."""
+    if not isinstance(optimizer, Optimizer):
+        if callable(optimizer) and str(getattr(optimizer, "__module__", "")).startswith("l2path."):
+            name = getattr(optimizer, "__name__", "adam")
+            raise ArgumentError(
+                "optimizer",
+                got=f"the function l2path.{name}",
+                expected="the optimizer that it makes",
+                remedy=f"call it: l2path.{name}(lr=...)",
+            )
+        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+        raise ArgumentError(
+            "optimizer",
+            got=f"{kind.__module__}.{kind.__qualname__}",
+            expected="one of l2path's optimizers",
+            remedy="torch.optim cannot take one weight decay for each member: use l2path.sgd(lr=...), "
+            "l2path.adam(...), ... with the same names and defaults",
+        )
+    if optimizer.kind == "transform":
+        raise ArgumentError(
+            "optimizer",
+            got=f"the gradient transform {optimizer!r}, which takes no steps",
+            expected="an optimizer",
+            remedy=f"chain it in front of one: l2path.chain({optimizer!r}, l2path.sgd(lr=0.1))",
+        )
+
+
+def holds(optimizer: Optimizer, name: str) -> bool:
+    """Return whether an optimizer is, or is made of, one of this name."""
+    return optimizer.name == name or any(holds(part, name) for part in optimizer.parts)
+
+
+def states_of(state: OptState, kind: type[State]) -> Iterator[State]:
+    """Yield the states of one type that an optimizer's state is made of, outer ones first."""
+    if isinstance(state, kind):
+        yield state
+    if isinstance(state, tuple):
+        for part in state:
+            yield from states_of(part, kind)

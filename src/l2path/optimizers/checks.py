@@ -31,6 +31,7 @@ def check_scalar(
     minimum: float = 0.0,
     above: float = -math.inf,
     below: float = math.inf,
+    swept: str | None = None,
 ) -> Scalar:
     """Return ``value`` if it is a finite number in ``[minimum, below)`` and larger than ``above``.
 
@@ -43,6 +44,8 @@ def check_scalar(
         be read, so that only its shape is checked.
     minimum, above, below : float
         The smallest value allowed, and what it must exceed and stay under.
+    swept : str, optional
+        What it is called as a hyperparameter, where that is not the argument's name.
 
     Returns
     -------
@@ -62,13 +65,14 @@ def check_scalar(
     lowest = f"> {above:g}" if above >= minimum else f">= {minimum:g}"
     limits = lowest if below == math.inf else f"{lowest} and < {below:g}"
     expected = f"a finite number {limits}, or a 0-d tensor of one"
+    several = f'to train members with several, use sweep={{"{swept or argument}": [...]}}'
     if isinstance(value, Tensor):
         if value.ndim != 0:
             raise ArgumentError(
                 argument,
                 got=f"a tensor of shape {tuple(value.shape)}",
                 expected=expected,
-                remedy=f'give one value; to train members with several, use sweep={{"{argument}": [...]}}',
+                remedy=f"give one value; {several}",
             )
         try:
             number = float(value.detach())
@@ -81,7 +85,7 @@ def check_scalar(
             argument,
             got=f"{value!r} ({type(value).__name__})",
             expected=expected,
-            remedy=f'give one number; to train members with several, use sweep={{"{argument}": [...]}}',
+            remedy=f"give one number; {several}",
         )
     if not (math.isfinite(number) and number >= minimum and above < number < below):
         raise ArgumentError(argument, got=f"{number:g}", expected=expected, remedy=f"choose a value {limits}")
@@ -111,7 +115,13 @@ def check_schedule(schedule: Schedule | None) -> Schedule | None:
     return schedule
 
 
-def check_count(argument: str, value: int, *, minimum: int = 1) -> int:
+def check_count(
+    argument: str,
+    value: int,
+    *,
+    minimum: int = 1,
+    remedy: str = "count optimizer updates: epochs times batches per epoch",
+) -> int:
     """Return ``value`` if it is an integer of at least ``minimum``.
 
     Raises
@@ -133,7 +143,7 @@ def check_count(argument: str, value: int, *, minimum: int = 1) -> int:
             argument,
             got=f"{value!r}",
             expected=f"an integer >= {minimum}",
-            remedy="count optimizer updates: epochs times batches per epoch",
+            remedy=remedy,
         )
     return number
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -14,6 +14,9 @@ from l2path.types import OptState
 
 Path: TypeAlias = tuple[str | int, ...]
 """Fields and positions from a state down to a hyperparameter, such as ``(1, "hyper", "lr")``."""
+
+FRACTIONS = frozenset({"alpha", "beta1", "beta2", "ema_decay"})
+"""Hyperparameters in [0, 1): how much of an average is kept."""
 
 # What an optimizer leaves out of its state when it is built as exactly 0.
 _BUILT_AWAY = ("momentum", "dampening", "decay")
@@ -107,15 +110,8 @@ def set_hyper(state: OptState, name: str | Path, value: Scalar | Mapping[str, Sc
         owner = _at(state, path[:-2])
         one = owner.hyper["decay"]
         if isinstance(one, Tensor):
-            state = _with_decays(state, path[:-2], dict.fromkeys(owner.exp_avg, one))
-    return _replaced(state, path, value)
-
-
-def _with_decays(node: OptState, path: Path, decays: dict[str, Tensor]) -> OptState:
-    if not path:
-        return node._replace(hyper={**node.hyper, "decay": decays})
-    items = [_with_decays(item, path[1:], decays) if i == path[0] else item for i, item in enumerate(node)]
-    return tuple(items)
+            state = _replaced(state, path, lambda _: dict.fromkeys(owner.exp_avg, one))
+    return _replaced(state, path, lambda old: _like(old, value))
 
 
 def _at(node: OptState, path: Path) -> OptState:
@@ -150,15 +146,15 @@ def _only(name: str, paths: Mapping[str, list[Path]]) -> Path:
     return held[0]
 
 
-def _replaced(node: OptState, path: Path, value: Scalar | Mapping[str, Scalar]) -> OptState:
+def _replaced(node: OptState, path: Path, replace: Callable[[OptState], OptState]) -> OptState:
     if not path:
-        return _like(node, value)
+        return replace(node)
     key, rest = path[0], path[1:]
     if isinstance(node, dict):
-        return {**node, key: _replaced(node[key], rest, value)}
+        return {**node, key: _replaced(node[key], rest, replace)}
     if isinstance(key, str):  # a NamedTuple's field
-        return node._replace(**{key: _replaced(getattr(node, key), rest, value)})
-    items = [_replaced(item, rest, value) if i == key else item for i, item in enumerate(node)]
+        return node._replace(**{key: _replaced(getattr(node, key), rest, replace)})
+    items = [_replaced(item, rest, replace) if i == key else item for i, item in enumerate(node)]
     return type(node)(items)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2path.errors import ArgumentError
-from l2path.optimizers.base import Optimizer, check_names
+from l2path.optimizers.base import Optimizer, check_names, holds
 from l2path.optimizers.checks import Scalar, check_scalar
 from l2path.optimizers.elementwise import (
     Scalars,
@@ -54,7 +54,8 @@ def chain(*transforms: Optimizer) -> Optimizer:
     Raises
     ------
     ArgumentError
-        If there is nothing to chain, a part is no transform, or more than one is an optimizer.
+        If there is nothing to chain, a part is no transform, more than one is an optimizer, or something follows
+        an :func:`ema`, which would average weights that nothing has.
 
     Notes
     -----
@@ -89,6 +90,15 @@ def chain(*transforms: Optimizer) -> Optimizer:
             expected="gradient transforms and at most one optimizer",
             remedy="keep one optimizer: the steps of one are no gradients for another",
         )
+
+    for transform in transforms[:-1]:
+        if holds(transform, "ema"):
+            raise ArgumentError(
+                "transforms",
+                got=f"{transform!r} in front of {transforms[-1]!r}",
+                expected="ema around what decides the weights, or at the end",
+                remedy="wrap the whole chain: ema(chain(...), decay)",
+            )
 
     def init(params: Params) -> tuple[OptState, ...]:
         return tuple(t.init(params) for t in transforms)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
-from l2path.data import Place, Source, make_source
-from l2path.engine import Engine, choose_engine, repeat
+from l2path.data import Place, RowSource, Source, make_source
+from l2path.engine import Engine, auto_chunk, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
 from l2path.functional import (
     Functional,
     forked_rng,
     functionalize,
     grad_with_autograd,
+    grad_with_torch_func,
     vmap_hints_silenced,
 )
 from l2path.losses import FullLoss, check_loss, data_loss
+from l2path.memory import free_memory
 from l2path.optimizers import Optimizer
-from l2path.path.chunks import Chunk, EpochEvent, Group
+from l2path.optimizers.base import check_optimizer
+from l2path.path.chunks import Chunk, EpochEvent, Group, weights_of
 from l2path.path.driver import BLOCK_BYTES, Driver
 from l2path.path.evaluation import Metric, Validation, check_metrics
+from l2path.path.failure import explain, keep_partial
 from l2path.path.members import Members, build_members
 from l2path.path.outcome import Selection
 from l2path.path.result import PathResult, finish
@@ -44,9 +50,9 @@ from l2path.path.setup import (
     start_state,
     with_hyper,
 )
-from l2path.penalty import Names, describe
+from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
-from l2path.training import GradTransform, TrainState, build_step, check_grad_transform, check_optimizer
+from l2path.training import GradTransform, TrainState, build_step, check_grad_transform
 from l2path.trees import tensor_leaves
 from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
 
@@ -90,9 +96,10 @@ def batch_train(
         Left as it is.
     data : (inputs, targets), Dataset or DataLoader
         Tensors or arrays with a first axis of n rows; inputs may be a tuple (positional arguments) or a dict (keyword
-        arguments). A DataLoader or an IterableDataset is read once an epoch for all seeds.
-    loss_fn : callable, or full_loss(f)
-        ``loss_fn(outputs, targets) -> 0-d mean loss``.
+        arguments). With ``model_loss`` all of it goes to the module in this way: a dict of tensors, for example. A
+        DataLoader or an IterableDataset is read once an epoch for all seeds.
+    loss_fn : callable, model_loss() or full_loss(f)
+        ``loss_fn(outputs, targets) -> 0-d mean loss``; :func:`model_loss` for a model that computes its own.
     optimizer : Optimizer
         For example ``l2path.sgd(lr=0.1, momentum=0.9)``.
     lambdas : ``[L]``, {pattern: ``[L]``}, list of L specs, weights_only of one, or None
@@ -247,14 +254,13 @@ def _train(
         if id(source) not in peeked:  # a stream is read once for all seeds
             peeked[id(source)] = Peeked(source)
     batch = peeked[id(sources[seed])].first
-    preflight.has_rows(batch)
     loss = data_loss(fns[seed], loss_fn)
-    preflight.first_loss(fns[seed], loss_fn, batch)
-    frozen = preflight.freeze_unused(fns[seed], loss, batch, unused)
+    first_batch.first_loss(fns[seed], loss_fn, batch)
+    frozen = first_batch.freeze_unused(fns[seed], loss, batch, unused)
     anchors = {s: anchor_of(fn, anchor) for s, fn in fns.items()}
     if frozen:
         fns = {s: fn.freeze(frozen) for s, fn in fns.items()}
-    preflight.warn_sum_reduction(fns[seed], loss_fn, batch)
+    first_batch.warn_sum_reduction(fns[seed], loss_fn, batch)
     names = describe(fns[seed])
 
     def stacked(members: Sequence[int], s: int) -> tuple[TrainState, Any]:
@@ -264,8 +270,8 @@ def _train(
     every = range(len(table))
     one_state = start_state(fns[seed], optimizer, grad_transform)
     member_bytes = sum(leaf.nbytes for leaf in tensor_leaves(one_state))
-    # Storage is the state and, at the end, the result's own copy of parameters and buffers.
-    result_bytes = sum(leaf.nbytes for leaf in tensor_leaves((one_state.params, one_state.buffers)))
+    # Storage is the state and, at the end, the result's own copy of the weights.
+    result_bytes = sum(leaf.nbytes for leaf in tensor_leaves(weights_of(one_state)))
     preflight.check_memory(len(table), member_bytes + result_bytes, fns[seed].device)
     hyper_state = with_hyper(one_state._replace(opt_state=repeat(one_state.opt_state, len(table))), table, every, names)
     if not isinstance(grad_transform, Optimizer):
@@ -273,18 +279,13 @@ def _train(
         preflight.warn_stability(optimizer, hyper_state, strengths)
         preflight.warn_mixed_decay(optimizer, one_state, strengths, {**sweep, **table.hyper})
 
-    steps = {}
-    for s, fn in fns.items():
-        parts = (
-            data_loss(fn.renormalising(), loss_fn),
-            optimizer,
-            grad_transform,
-            {n: a for n, a in anchors[s].items() if n in fn.params},
-            fn,
-        )
-        steps[s] = (build_step(*parts), build_step(*parts, gradients=grad_with_autograd))
+    def auto() -> int:
+        device = fns[seed].device
+        # The state before and after a step, and what is alive in between.
+        live = 2 * member_bytes + preflight.step_bytes(fns[seed], data_loss(fns[seed], loss_fn), batch)
+        return auto_chunk(live, device, free_memory(device))
 
-    chosen = choose_engine(engine, member_chunk, len(table), member_bytes)
+    chosen = choose_engine(engine, member_chunk, len(table), auto)
     if chosen.kind == "vmap":
         verdict = selfcheck.try_vmap(fns[seed], loss_fn, batch, seed)
         if not verdict.vmapped and engine == "vmap":
@@ -299,16 +300,24 @@ def _train(
             chosen = Engine("loop", chosen.member_chunk, verdict.reason)
         elif engine == "auto":
             chosen = Engine("vmap", chosen.member_chunk, verdict.reason)
+        fns = {s: fn.with_substitutes(verdict.substitutes) for s, fn in fns.items()}
+    gradients = grad_with_autograd if chosen.kind == "loop" else grad_with_torch_func
     groups, chunks = {}, []
     for s in dict.fromkeys(table.seeds):
-        step = steps[s][1 if chosen.kind == "loop" else 0]
-        groups[s] = Group(s, fns[s], fns[s].evaluation(), step, peeked[id(sources[s])])
+        fn = fns[s]
+        towards = {n: a for n, a in anchors[s].items() if n in fn.params}
+        step = build_step(data_loss(fn.renormalising(), loss_fn), optimizer, grad_transform, towards, fn, gradients)
+        groups[s] = Group(s, fn, fn.evaluation(), step, peeked[id(sources[s])])
         own = [k for k in every if table.seeds[k] == s]
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]
             chunks.append(Chunk(groups[s], part, *stacked(part, s)))
     eval_kind = selfcheck.evaluation_kind(fns[seed], groups[seed].eval_fn, batch, loss_fn, chosen.kind)
     if val is not None:
+        if isinstance(val.source, RowSource):
+            rows = preflight.evaluation_rows(groups[seed].eval_fn.with_substitutes(None), loss_fn, batch)
+            val = replace(val, source=val.source.with_batch_size(rows))
+            selection = replace(selection, validation=val)
         preflight.check_validation(fns[seed], groups[seed].eval_fn, val)
 
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
@@ -318,7 +327,8 @@ def _train(
         with deferred_interrupt() as interrupt:
             complete = driver.run(interrupt, bar)
     except Exception as error:
-        _keep_partial(error, driver, table, names, selection)
+        explain(error, driver, loss_fn)
+        keep_partial(error, driver, table, names, selection)
         raise
     finally:
         bar.close()
@@ -338,15 +348,3 @@ def _train(
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)
-
-
-def _keep_partial(error: Exception, driver: Driver, table: Members, names: Names, selection: Selection) -> None:
-    """Hang what was trained so far on an error that ends a run, as its attribute ``partial_result``."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            partial = finish(driver, table, names, selection, complete=False)
-    except Exception:  # the first error is the one to tell
-        return
-    error.partial_result = partial  # type: ignore[attr-defined]  # an attribute of this one error
-    error.add_note("l2path: what was trained before this error is in its attribute partial_result")

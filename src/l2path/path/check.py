@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 from l2path.data import Place, make_source
 from l2path.engine import EvalKind
-from l2path.functional import Functional, forked_rng, functionalize, unused_parameters
+from l2path.functional import forked_rng, functionalize
 from l2path.losses import FullLoss, check_loss, data_loss
+from l2path.memory import readable
 from l2path.path.selfcheck import evaluation_kind, try_vmap
 from l2path.types import Batch, LossFn
 
@@ -37,6 +39,8 @@ class CheckReport:
         Why; for the loop torch's own message is in it.
     layer : str or None
         The layer that stands in the way of vmap.
+    substitutes : tuple of str
+        torch functions for which equivalents are used that vmap can batch.
     evaluation : {"vmap", "vjp", "loop"}
         How outputs in eval mode will be computed.
     slow_operations : tuple of str
@@ -45,6 +49,8 @@ class CheckReport:
         Parameters that are trained, that have ``requires_grad=False``, and that the loss does not depend on.
     changed : tuple of str
         Attributes that a forward pass sets on the module, which are put back after every call.
+    step_bytes : int
+        Bytes of the gradients and activations of one member at this batch.
     notes : tuple of str
         Warnings that a run would give.
     """
@@ -52,12 +58,14 @@ class CheckReport:
     training: Literal["vmap", "loop"]
     reason: str
     layer: str | None
+    substitutes: tuple[str, ...]
     evaluation: EvalKind
     slow_operations: tuple[str, ...]
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     unused: tuple[str, ...]
     changed: tuple[str, ...]
+    step_bytes: int
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -72,6 +80,7 @@ class CheckReport:
             if found:
                 lines.append(f"{label + ':':12s} {', '.join(found)}")
         lines.append(f"trained:     {len(self.trained)} parameters")
+        lines.append(f"memory:      {readable(self.step_bytes)} of gradients and activations in a step of one member")
         return "\n".join([*lines, *(f"note:        {note}" for note in self.notes)])
 
 
@@ -85,9 +94,9 @@ def check(module: nn.Module, batch: Batch, loss_fn: LossFn | FullLoss, *, seed: 
     ----------
     module : nn.Module
         In train mode.
-    batch : (inputs, targets)
+    batch : (inputs, targets), or what goes to a model with a loss of its own
         As ``batch_train`` will get them; a few rows are enough.
-    loss_fn : callable, or full_loss(f)
+    loss_fn : callable, model_loss() or full_loss(f)
         ``loss_fn(outputs, targets) -> 0-d mean loss``.
     seed : int
         Of random masks.
@@ -108,6 +117,7 @@ def check(module: nn.Module, batch: Batch, loss_fn: LossFn | FullLoss, *, seed: 
     training:    all members at once (vmap): one vmapped step equals the loop
     evaluation:  all members at once
     trained:     2 parameters
+    memory:      100 bytes of gradients and activations in a step of one member
     """
     check_loss(loss_fn)
     fn = functionalize(module)
@@ -117,11 +127,13 @@ def check(module: nn.Module, batch: Batch, loss_fn: LossFn | FullLoss, *, seed: 
         rows = next(source.epoch(0))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            preflight.first_loss(fn, loss_fn, rows)
-            preflight.warn_sum_reduction(fn, loss_fn, rows)
-            unused = _unused(fn, loss_fn, rows)
+            first_batch.first_loss(fn, loss_fn, rows)
+            first_batch.warn_sum_reduction(fn, loss_fn, rows)
+            unused = first_batch.unused_on(fn, data_loss(fn, loss_fn), rows)
             live = fn.freeze(unused)
             verdict = try_vmap(live, loss_fn, rows, seed)
+            step_bytes = preflight.step_bytes(live, data_loss(live, loss_fn), rows)
+            live = live.with_substitutes(verdict.substitutes)
             training: Literal["vmap", "loop"] = "vmap" if verdict.vmapped else "loop"
             evaluation = evaluation_kind(live, live.evaluation(), rows, loss_fn, training)
     slow, notes = _sort(caught)
@@ -129,19 +141,16 @@ def check(module: nn.Module, batch: Batch, loss_fn: LossFn | FullLoss, *, seed: 
         training=training,
         reason=verdict.reason,
         layer=verdict.layer,
+        substitutes=tuple(sorted(verdict.substitutes.used)) if verdict.substitutes else (),
         evaluation=evaluation,
         slow_operations=slow,
         trained=tuple(live.params),
         frozen=tuple(n for n in live.frozen if n not in live.unused),
         unused=tuple(unused),
         changed=tuple(sorted(fn.changed)),
+        step_bytes=step_bytes,
         notes=notes,
     )
-
-
-def _unused(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> list[str]:
-    loss = data_loss(fn, loss_fn)
-    return unused_parameters(lambda p: loss(p, fn.buffers, batch), fn.params)
 
 
 def _sort(caught: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

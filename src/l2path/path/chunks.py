@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from l2path.data import Source
 from l2path.engine import Step, take
 from l2path.functional import Functional
-from l2path.training import TrainState
-from l2path.types import Buffers, Lambdas, Params
+from l2path.training import TrainState, averaged_params
+from l2path.types import Batch, Buffers, Lambdas, Params
 
 
 @dataclass
@@ -44,6 +44,28 @@ class Chunk:
         self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
 
 
+class Running(NamedTuple):
+    """A step that is being done."""
+
+    chunk: Chunk
+    step: int
+    batch: Batch
+
+
+class Weights(NamedTuple):
+    """What is kept of members, ``[C, ...]``."""
+
+    params: Params  # to evaluate: averages where the optimizer keeps them
+    buffers: Buffers
+    live: Params | None  # the parameters, where params are averages
+
+
+def weights_of(state: TrainState) -> Weights:
+    """Return what is kept of a state, stacked or single."""
+    params = averaged_params(state)
+    return Weights(params, state.buffers, None if params is state.params else state.params)
+
+
 @dataclass(frozen=True)
 class EpochEvent:
     """What ``on_epoch`` is told at the end of each epoch.
@@ -55,7 +77,7 @@ class EpochEvent:
     epochs : int
         Number of epochs asked for.
     step : int
-        Number of updates done.
+        Number of training steps done.
     history : dict of str to Tensor, ``[epoch, K]``
         Everything recorded so far.
     active : Tensor, ``[K]`` bool
@@ -67,12 +89,12 @@ class EpochEvent:
     step: int
     history: dict[str, Tensor]
     active: Tensor
-    _params: Callable[[], Params] = field(repr=False)
+    _weights: Callable[[], Weights] = field(repr=False)
 
     @property
     def params(self) -> Params:
-        """The parameters of all members now, ``[K, ...]`` by name (copied when read)."""
-        return self._params()
+        """The weights that validation scores, of all members now, ``[K, ...]`` by name (copied when read)."""
+        return self._weights().params
 
 
 @dataclass
@@ -83,4 +105,4 @@ class Record:
     status: list[str]
     epochs: list[int]
     diverged_at: list[int | None]
-    parked: dict[int, tuple[Params, Buffers]]
+    parked: dict[int, Weights]

@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import DataStream, batch_rows, blocks
+from l2path.batches import batch_rows
+from l2path.data import DataStream, blocks
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError
 from l2path.functional import seed_generators
 from l2path.order import step_seed
-from l2path.path.chunks import Chunk, EpochEvent, Group, Record
+from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
 from l2path.path.evaluation import Validation, score
 from l2path.progress import Interrupt, Progress
-from l2path.training import Metrics, TrainState
-from l2path.trees import tensor_leaves
-from l2path.types import Batch, Buffers, Lambdas, Params
+from l2path.training import Metrics, TrainState, averaged_params
+from l2path.trees import tensor_leaves, tree_map
+from l2path.types import Batch, Lambdas
 
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
 BLOCK_BYTES = 2**28  # buffered batches stay below this
@@ -66,6 +67,7 @@ class Driver:
         self.validation, self.epochs, self.on_epoch = validation, epochs, on_epoch
         self.epoch = 0
         self.block_length = first_block
+        self.running: Running | None = None  # the step at which an error came
         names = [*TRAIN_KEYS, *(validation.names if validation else [])]
         self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
 
@@ -177,9 +179,13 @@ class Driver:
         seed, device = chunk.group.seed, chunk.group.fn.device
 
         def prepare(t: int) -> None:
-            seed_generators(device, step_seed(seed, chunk.group.step + offset + t))
+            step = chunk.group.step + offset + t
+            self.running = Running(chunk, step, batches[t])
+            torch.clear_autocast_cache()  # of weights that were there for one step only
+            seed_generators(device, step_seed(seed, step))
 
         result = run_steps(self.engine.kind, chunk.group.train_step, state, batches, strengths, prepare)
+        self.running = None
         return TrainState(*result[0]), Metrics(*result[1])
 
     def _park_diverged(self, chunk: Chunk, rows: Tensor, batches: list[Batch]) -> None:
@@ -203,7 +209,7 @@ class Driver:
 
     def _park(self, member: int, state: TrainState, status: str) -> None:
         """Put a member that leaves training aside."""
-        self.record.parked[member] = (state.params, state.buffers)
+        self.record.parked[member] = weights_of(state)
         self.record.status[member] = status
 
     def _shrink(self, chunk: Chunk, keep: Tensor) -> None:
@@ -224,7 +230,8 @@ class Driver:
             for name in self.validation.names:
                 table[name] = np.full(self.members, np.nan)
             for chunk in self.chunks:
-                found = score(self.eval_kind, chunk.group.eval_fn, chunk.state, self.validation, chunk.group.seed)
+                state = chunk.state._replace(params=averaged_params(chunk.state))
+                found = score(self.eval_kind, chunk.group.eval_fn, state, self.validation, chunk.group.seed)
                 for name, values in found.items():
                     table[name][chunk.members] = values.cpu().numpy()
         for name, row in table.items():
@@ -243,7 +250,7 @@ class Driver:
             max(g.step for g in self.groups),
             self.history(),
             torch.from_numpy(active),
-            lambda: self.gather()[0],
+            self.gather,
         )
         mask = self.on_epoch(event)
         if mask is None:
@@ -275,22 +282,15 @@ class Driver:
         empty = np.empty((0, self.members))
         return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in self.record.history.items()}
 
-    def gather(self) -> tuple[Params, Buffers]:
-        """Return parameters and buffers of all members, ``[K, ...]`` by name, in the members' order."""
-        first = self.groups[0].fn
-        out = tuple(
-            {n: v.new_empty((self.members, *v.shape)) for n, v in part.items()}
-            for part in (first.params, first.buffers)
-        )
-        for chunk in self.chunks:
-            for target, part in zip(out, (chunk.state.params, chunk.state.buffers), strict=True):
-                for name, value in part.items():
-                    target[name][torch.tensor(chunk.members, device=value.device)] = value
-        for k, kept in self.record.parked.items():
-            for target, part in zip(out, kept, strict=True):
-                for name, value in part.items():
-                    target[name][k] = value
-        return out[0], out[1]
+    def gather(self) -> Weights:
+        """Return the weights of all members, ``[K, ...]`` by name, in the members' order."""
+        kept = [(chunk.members, weights_of(chunk.state)) for chunk in self.chunks]
+        kept += [([k], tree_map(lambda x: x.unsqueeze(0), one)) for k, one in self.record.parked.items()]
+        out: Weights = tree_map(lambda x: x.new_empty((self.members, *x.shape[1:])), kept[0][1])
+        for members, weights in kept:
+            for target, value in zip(tensor_leaves(out), tensor_leaves(weights), strict=True):
+                target[torch.tensor(members, device=target.device)] = value
+        return out
 
     def _note(self) -> str:
         live = sum(members_of(c.state) for c in self.chunks)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.data import DataStream, Source, batch_rows
+from l2path.batches import batch_rows, noted
+from l2path.data import DataStream, Source
 from l2path.engine import EvalKind, map_members, members_of, take
 from l2path.errors import ArgumentError
-from l2path.functional import Functional, seed_generators, vmap
-from l2path.losses import FullLoss, check_scalar, data_loss, split_batch
+from l2path.functional import Functional, seed_generators
+from l2path.losses import FullLoss, ModelLoss, check_scalar, data_loss, split_batch
 from l2path.order import step_seed
-from l2path.scores import FloatArray
 from l2path.training import TrainState
-from l2path.trees import map_tensors, tensor_leaves, tree_map
-from l2path.types import Batch, LossFn, MetricFn, Tree
-
-ROW_CALLS = 200_000  # row scores that a metric which cannot be vmapped may be called for, one by one
+from l2path.trees import map_tensors, tree_map
+from l2path.types import Batch, Buffers, LossFn, MetricFn, Params, Tree
 
 
 @dataclass(frozen=True)
@@ -106,13 +102,14 @@ def validation_batches(source: Source) -> Iterator[Batch]:
         )
 
 
-def outputs_of(kind: EvalKind, fn: Functional, state: TrainState, source: Source, seed: int) -> tuple[Tree, Tree]:
+def outputs_of(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, seed: int) -> tuple[Tree, Tree]:
     """Return the outputs ``[C, N, ...]`` of a chunk in eval mode, and the targets ``[N, ...]``."""
     outputs, targets, rows = [], [], []
     with torch.no_grad():
-        for step, batch in enumerate(validation_batches(source)):
-            inputs, target = split_batch(batch)
-            outputs.append(forward(kind, fn, state, inputs, step_seed(seed, step)))
+        for step, batch in enumerate(validation_batches(val.source)):
+            inputs, target = split_batch(batch, val.loss_fn)
+            with noted(f"batch {step} of the validation data", batch):
+                outputs.append(forward(kind, fn, state, inputs, step_seed(seed, step)))
             targets.append(target)
             rows.append(batch_rows(batch))
     return concatenate(outputs, rows, member_axis=True), concatenate(targets, rows, member_axis=False)
@@ -123,6 +120,15 @@ def concatenate(trees: list[Tree], rows: list[int], *, member_axis: bool) -> Tre
     axis = 1 if member_axis else 0
 
     def join(*leaves: Any) -> Any:
+        shapes = {leaf.shape[:axis] + leaf.shape[axis + 1 :] for leaf in leaves if isinstance(leaf, Tensor)}
+        if len(shapes) > 1:
+            raise ArgumentError(
+                "outputs" if member_axis else "targets",
+                got=f"batches of the shapes {[list(leaf.shape[axis:]) for leaf in leaves]}",
+                expected="shapes that differ in their rows alone: all of them are scored together",
+                remedy="pad every batch to one length, or return one row for each example; a loss that the model "
+                "computes itself (l2path.model_loss) is averaged over the batches instead, if there are no metrics",
+            )
         if not isinstance(leaves[0], Tensor):
             return leaves[0]
         if leaves[0].ndim == axis:
@@ -136,29 +142,53 @@ def forward(kind: EvalKind, fn: Functional, state: TrainState, inputs: Any, seed
     """Return the outputs ``[C, B, ...]`` of a chunk on one batch of inputs; ``seed`` is of random masks."""
     parts = (state.params, state.buffers)
     prepare = partial(seed_generators, fn.device, seed)
-    return map_members(kind, lambda s, x: fn.call(s[0], s[1], x)[0], parts, inputs, prepare)
+    return map_members(kind, lambda s, x: fn.call_substituted(s[0], s[1], x)[0], parts, inputs, prepare)
+
+
+def whole_batch(
+    kind: EvalKind, fn: Functional, state: TrainState, val: Validation, batch: Batch, seed: int
+) -> tuple[Tensor, Tree]:
+    """Return the losses ``[C]`` of a chunk on one batch that goes to the model as a whole, and its outputs.
+
+    Outputs are kept only where there are metrics to compute on them: those of a language model are large.
+    """
+    loss_fn = val.loss_fn
+
+    def call(s: tuple[Params, Buffers], b: Batch) -> tuple[Tensor, Tree]:
+        if isinstance(loss_fn, FullLoss):
+            return data_loss(fn, loss_fn, evaluation=True)(s[0], s[1], b)[0], None
+        outputs = fn.call_substituted(s[0], s[1], b)[0]
+        return check_scalar(loss_fn(outputs, b)), outputs if val.metrics else None
+
+    with torch.no_grad():
+        found: tuple[Tensor, Tree] = map_members(
+            kind, call, (state.params, state.buffers), batch, partial(seed_generators, fn.device, seed)
+        )
+    return found
 
 
 def score(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, seed: int) -> dict[str, Tensor]:
     """Return ``[C]`` float64 scores of a chunk by name.
 
-    The loss is the loss of all rows at once; with ``full_loss`` it is the row-weighted mean over the batches. Random
-    masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.
+    The loss is the loss of all rows at once; with ``model_loss`` and ``full_loss`` it is the row-weighted mean over the
+    batches. Random masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.
     """
-    if isinstance(val.loss_fn, FullLoss):
-        loss = data_loss(fn, val.loss_fn, evaluation=True)
-        total: Tensor | float = 0.0
-        rows = 0
-        parts = (state.params, state.buffers)
-        with torch.no_grad():
-            for step, batch in enumerate(validation_batches(val.source)):
-                n = batch_rows(batch)
-                prepare = partial(seed_generators, fn.device, step_seed(seed, step))
-                one = map_members(kind, lambda s, b: loss(s[0], s[1], b)[0], parts, batch, prepare)
-                total, rows = total + one.double() * n, rows + n
-        return {"val_loss": torch.as_tensor(total / rows)}
-    outputs, targets = outputs_of(kind, fn, state, val.source, seed)
-    return scores_of_outputs(outputs, targets, val)
+    if not isinstance(val.loss_fn, (FullLoss, ModelLoss)):
+        return scores_of_outputs(*outputs_of(kind, fn, state, val, seed), val)
+    losses, outputs, batches, rows = [], [], [], []
+    for step, batch in enumerate(validation_batches(val.source)):
+        with noted(f"batch {step} of the validation data", batch):
+            loss, returned = whole_batch(kind, fn, state, val, batch, step_seed(seed, step))
+        losses.append(loss.double())
+        rows.append(batch_rows(batch))
+        if val.metrics:
+            outputs.append(returned)
+            batches.append(batch)
+    mean = {"val_loss": concatenate(losses, rows, member_axis=True)}
+    if not val.metrics:
+        return mean
+    joined = concatenate(outputs, rows, member_axis=True), concatenate(batches, rows, member_axis=False)
+    return scores_of_outputs(*joined, val) | mean
 
 
 def copied(*trees: Tree) -> tuple[Tree, ...]:
@@ -190,54 +220,3 @@ def _number(value: Any, name: str) -> float:
             expected="one number for all rows",
             remedy="average over the rows in the metric",
         ) from error
-
-
-def row_scores(
-    outputs: Tree, targets: Tree, function: Callable[[Any, Any], Any], whole: FloatArray
-) -> tuple[FloatArray | None, str | None]:
-    """Score every validation row alone, for standard errors.
-
-    Parameters
-    ----------
-    outputs, targets : tree, ``[C, N, ...]`` and ``[N, ...]``
-    function : callable
-        The loss or the metric.
-    whole : array, [C]
-        The score of all rows at once.
-
-    Returns
-    -------
-    rows : array ``[C, N]``, or None
-    reason : str, or None
-        Why there are none: the score is not the mean of its rows (AUC, weighted losses), or cannot be had.
-    """
-    members = members_of(outputs)
-    n = next(leaf for leaf in tensor_leaves(outputs) if leaf.ndim > 1).shape[1]
-    with warnings.catch_warnings():
-        # What a score warns of when it is given one row was asked for by nobody.
-        warnings.simplefilter("ignore")
-        return _row_scores(outputs, targets, function, whole, members, n)
-
-
-def _row_scores(
-    outputs: Tree, targets: Tree, function: Callable[[Any, Any], Any], whole: FloatArray, members: int, n: int
-) -> tuple[FloatArray | None, str | None]:
-    def one(output: Tree, target: Tree) -> Any:
-        return function(*map_tensors(lambda x: x.unsqueeze(0).clone(), (output, target)))
-
-    try:
-        with torch.no_grad():
-            rows = vmap(vmap(one), in_dims=(0, None))(outputs, targets).double().cpu().numpy()
-    except Exception:  # anything that does not batch, a metric of scikit-learn for example: row by row
-        if members * n > ROW_CALLS:
-            return None, f"the score cannot be vmapped, and {members} x {n} rows are too many to score one by one"
-        try:
-            with torch.no_grad():
-                pairs = [[(take(take(outputs, c), i), take(targets, i)) for i in range(n)] for c in range(members)]
-                rows = np.array([[float(one(*pair)) for pair in row] for row in pairs])
-        except Exception as error:
-            return None, f"the score fails on one row: {error}"
-    finite = np.isfinite(whole)
-    if rows.shape != (members, n) or not np.allclose(rows.mean(1)[finite], whole[finite], rtol=1e-4, atol=1e-7):
-        return None, "the score is not the mean over its rows, so that rows say nothing about its error"
-    return rows, None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l2path.errors import ArgumentError
+from l2path.optimizers.hyper import FRACTIONS
 from l2path.penalty import LambdaAxis, Names, WeightsOnly, lambda_axis
 from l2path.penalty.axis import is_spec_list
 from l2path.penalty.specs import strength_dtype
@@ -233,11 +234,12 @@ def hyper_axis(names: Names, name: str, values: Any) -> HyperAxis:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)
-    if array.ndim != 1 or array.size == 0 or not (np.isfinite(array) & (array >= 0)).all():
+    below = 1.0 if name in FRACTIONS else np.inf
+    if array.ndim != 1 or array.size == 0 or not ((array >= 0) & (array < below)).all():
         raise ArgumentError(
             argument,
             got=repr(values),
-            expected="a list of at least one finite number >= 0",
+            expected=f"a list of at least one finite number >= 0{' and < 1' if name in FRACTIONS else ''}",
             remedy=f"write for example sweep={{{name!r}: [0.1, 0.01]}}",
         )
     return HyperAxis(torch.from_numpy(array), tuple(float(v) for v in array))

@@ -108,7 +108,9 @@ class Outcome:
         "loss", "penalty" and "objective" (row-weighted means over each epoch's steps, before their updates), "val_loss"
         and "val_<metric>" (at the end of each epoch). NaN from a member's divergence or stop on.
     params, buffers : dict of str to Tensor, ``[K, ...]``
-        After training; a diverged member keeps its last finite state.
+        After training; a diverged member keeps its last finite state. With :func:`ema` the averaged weights.
+    live_params : dict of str to Tensor, ``[K, ...]``
+        The weights that training moved; without an average the same as ``params``.
     table : Members
         The flat table of members and its axes.
     status : tuple of str, [K]
@@ -129,6 +131,7 @@ class Outcome:
     history: dict[str, Tensor]
     params: Params
     buffers: Buffers
+    live_params: Params
     table: Members
     names: Names
     functionals: dict[int, tuple[Functional, Functional]]

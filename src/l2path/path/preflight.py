@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from l2path.data import Source, batch_rows
+from l2path.batches import batch_rows, describe_batch
+from l2path.data import Source
 from l2path.engine import repeat, take
-from l2path.errors import (
-    ArgumentError,
-    BroadcastWarning,
-    MixedDecayWarning,
-    ModuleStateWarning,
-    ReductionWarning,
-    StabilityWarning,
-    UnusedParameterWarning,
-)
-from l2path.functional import Functional, failing_layer, unused_parameters
+from l2path.errors import ArgumentError, MixedDecayWarning, StabilityWarning
+from l2path.functional import Functional, grad_with_autograd
 from l2path.losses import DataLoss, FullLoss, data_loss, split_batch
+from l2path.memory import free_memory, peak_bytes
 from l2path.optimizers import Optimizer, hyper_paths
 from l2path.path.evaluation import Validation, concatenate, forward, scores_of_outputs, validation_batches
+from l2path.path.first_batch import refuse_broadcast, warn_broadcast
 from l2path.training import TrainState
-from l2path.trees import map_tensors, tensor_leaves, tree_map
-from l2path.types import Batch, Lambdas, LossFn, Tree
+from l2path.types import Batch, Lambdas, LossFn
+
+EVALUATION_BYTES = 2**24
 
 
 def check_one_row(fn: Functional, source: Source) -> None:
@@ -47,127 +41,6 @@ def check_one_row(fn: Functional, source: Source) -> None:
         )
 
 
-def first_loss(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> None:
-    """Run the module and the loss once on the first batch, and say what fails, and in which layer."""
-
-    def run(f: Functional) -> None:
-        with torch.no_grad():
-            data_loss(f, loss_fn)(f.params, f.buffers, batch)
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            run(fn)
-    except ArgumentError:
-        raise
-    except Exception as error:
-        layer = failing_layer(fn, run)
-        where = f"the layer {layer} fails" if layer else "the model or the loss fails"
-        raise ArgumentError(
-            "data",
-            got=f"a first batch of {describe_batch(batch)}, on which {where}: {type(error).__name__}: {error}",
-            expected=f"batches that {type(fn.template).__name__} ({fn.dtype}, {fn.device}) and the loss take",
-            remedy="call loss_fn(module(inputs), targets) on a batch and mend what it says",
-        ) from error
-    if fn.changed:
-        warnings.warn(
-            f"a forward pass sets the attributes {sorted(fn.changed)} of the module: they are put back after every "
-            "call, so that members do not share them. What training depends on must be a buffer",
-            ModuleStateWarning,
-            stacklevel=4,
-        )
-    if not isinstance(loss_fn, FullLoss):
-        with torch.no_grad():
-            inputs, targets = split_batch(batch)
-            warn_broadcast(fn.call(fn.params, fn.buffers, inputs)[0], targets, "data")
-    refuse_broadcast(caught, "data")
-
-
-def refuse_broadcast(caught: list[warnings.WarningMessage], argument: str) -> None:
-    """Turn torch's warning of targets that broadcast into an error; give the other warnings again."""
-    for warning in caught:
-        if "different to the input size" in str(warning.message):
-            raise ArgumentError(
-                argument,
-                got=f"targets that broadcast against the outputs: {str(warning.message).split('. ')[0]}",
-                expected="targets of the outputs' shape",
-                remedy="add the missing axis, for example targets.unsqueeze(1)",
-            )
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def warn_broadcast(outputs: object, targets: object, argument: str) -> None:
-    """Warn of outputs ``[B, 1]`` beside targets ``[B]``, or the reverse: in most losses they become ``[B, B]``."""
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        return
-    if not (outputs.is_floating_point() and targets.is_floating_point()):
-        return
-    short, long = sorted((outputs.shape, targets.shape), key=len)
-    if len(long) == len(short) + 1 and long == (*short, 1) and short.numel() > 1:
-        warnings.warn(
-            f"{argument}: outputs {list(outputs.shape)} and targets {list(targets.shape)} broadcast to every pair of "
-            "rows in most losses, which trains or chooses a wrong model without an error. Give both one shape, for "
-            "example with targets.unsqueeze(1)",
-            BroadcastWarning,
-            stacklevel=5,
-        )
-
-
-def describe_batch(batch: Batch) -> str:
-    """Return shapes and dtypes of a batch's tensors."""
-    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensor_leaves(batch))
-
-
-def freeze_unused(fn: Functional, loss: DataLoss, batch: Batch, unused: str) -> list[str]:
-    """Return the parameters to freeze: those that the loss does not depend on, with a warning."""
-    if unused not in ("freeze", "train"):
-        raise ArgumentError(
-            "unused", got=repr(unused), expected="'freeze' or 'train'", remedy="leave it at 'freeze', as torch.optim"
-        )
-    names = unused_parameters(lambda p: loss(p, fn.buffers, batch), fn.params)
-    if len(names) == len(fn.params):
-        raise ArgumentError(
-            "loss_fn",
-            got="a loss that depends on no trainable parameter",
-            expected="a differentiable function of the module's outputs",
-            remedy="do not detach the outputs, and set requires_grad=True on what shall be trained",
-        )
-    if names and unused == "freeze":
-        warnings.warn(
-            f"the loss does not depend on {names}: they stay as they are, unpenalised, as in torch.optim "
-            "(unused='train' shrinks them by their lambda)",
-            UnusedParameterWarning,
-            stacklevel=4,
-        )
-        return names
-    return []
-
-
-def warn_sum_reduction(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> None:
-    """Warn of a loss that is a sum over rows: twice the rows, twice the loss."""
-    if isinstance(loss_fn, FullLoss):
-        return
-    inputs, targets = split_batch(batch)
-
-    def twice(tree: Tree) -> Tree:
-        return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim else x, tree)
-
-    try:
-        with torch.no_grad():
-            outputs = fn.call(fn.params, fn.buffers, inputs)[0]
-            once = float(loss_fn(outputs, map_tensors(torch.clone, targets)))
-            double = float(loss_fn(twice(outputs), twice(targets)))
-    except Exception:  # a loss that cannot take twice the rows says nothing about sums
-        return
-    if once != 0 and math.isclose(double, 2 * once, rel_tol=1e-4):
-        warnings.warn(
-            f"loss_fn sums over rows: twice the rows give {double:.6g} for {once:.6g}. What a lambda means then "
-            "depends on the batch size; use reduction='mean'",
-            ReductionWarning,
-            stacklevel=4,
-        )
-
-
 def warn_stability(optimizer: Optimizer, state: TrainState, strengths: Lambdas) -> None:
     """Warn of SGD whose step overshoots on the penalty alone.
 
@@ -179,9 +52,12 @@ def warn_stability(optimizer: Optimizer, state: TrainState, strengths: Lambdas) 
     state, strengths
         Of all members, ``[K, ...]``.
     """
+    opt_state = state.opt_state
+    while optimizer.name in ("accumulate", "ema"):  # neither changes what one step is
+        optimizer, opt_state = optimizer.parts[0], opt_state.inner
     if optimizer.name != "sgd" or not strengths:
         return
-    hyper = state.opt_state.hyper
+    hyper = opt_state.hyper
     lr = hyper["lr"].double()
     momentum = hyper["momentum"].double() if "momentum" in hyper else torch.zeros_like(lr)
     limit = 2 * (1 + momentum)
@@ -231,20 +107,24 @@ def check_memory(members: int, member_bytes: int, device: torch.device) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device, or None where that cannot be known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+def step_bytes(fn: Functional, loss: DataLoss, batch: Batch) -> int:
+    """Return the bytes that the gradients and activations of one member take at most on this batch."""
+    return peak_bytes(lambda: grad_with_autograd(lambda p: loss(p, fn.buffers, batch), fn.params))
+
+
+def evaluation_rows(eval_fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> int:
+    """Return how many validation rows to look at together: as many as keep one member's outputs modest in memory.
+
+    At least those of a training batch, and a function of the model and this batch alone: how rows are split shall not
+    depend on the machine.
+    """
+
+    def call() -> None:
+        with torch.no_grad():
+            data_loss(eval_fn, loss_fn, evaluation=True)(eval_fn.params, eval_fn.buffers, batch)
+
+    rows = batch_rows(batch)
+    return min(4096, max(rows, rows * EVALUATION_BYTES // max(1, peak_bytes(call))))
 
 
 def check_validation(fn: Functional, eval_fn: Functional, validation: Validation) -> None:
@@ -259,7 +139,7 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
             )
         return
     batch = next(validation_batches(validation.source))
-    inputs, targets = split_batch(batch)
+    inputs, targets = split_batch(batch, validation.loss_fn)
     one = TrainState(repeat(fn.params, 1), repeat(fn.buffers, 1), (), torch.zeros(1))
     try:
         with torch.no_grad():
@@ -282,11 +162,3 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
             expected="data of the same kind as the training data",
             remedy="call the module in eval mode, the loss and each metric on a batch and mend what it says",
         ) from error
-
-
-def has_rows(batch: Batch) -> None:
-    """Refuse an empty batch."""
-    if batch_rows(batch) == 0:
-        raise ArgumentError(
-            "data", got="a batch without rows", expected="at least one row", remedy="drop empty batches"
-        )

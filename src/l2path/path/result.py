@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from l2path.data import DataStream, Place, batch_rows, make_source
+from l2path.batches import batch_rows
+from l2path.data import DataStream, Place, make_source
 from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.functional import Functional, forked_rng, vmap_hints_silenced
 from l2path.losses import FullLoss
 from l2path.order import step_seed
 from l2path.path.driver import Driver
-from l2path.path.evaluation import concatenate, forward, outputs_of, row_scores
+from l2path.path.evaluation import concatenate, forward
 from l2path.path.figures import draw
 from l2path.path.members import Members
 from l2path.path.outcome import Outcome, Selection, Uncertainty
 from l2path.path.report import report
+from l2path.path.rows import chunk_rows
 from l2path.penalty import Names
 from l2path.scores import FloatArray, standard_error
 from l2path.training import TrainState
-from l2path.trees import tensor_leaves, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Tree
 
 if TYPE_CHECKING:
@@ -43,9 +45,13 @@ class PathResult(Outcome):
         "loss", "penalty" and "objective" (row-weighted means over each epoch's steps, before their updates), "val_loss"
         and "val_<metric>" (at the end of each epoch). NaN from a member's divergence or stop on.
     params : dict of str to Tensor, ``[K, ...]``
-        Weights after training; a diverged member keeps its last finite state.
+        Weights after training; a diverged member keeps its last finite state. With :func:`ema` they are the averaged
+        ones, as in validation, predictions and members.
     buffers : dict of str to Tensor, ``[K, ...]``
         Buffers after training.
+    live_params : dict of str to Tensor, ``[K, ...]``
+        The weights that training moved, whose loss and penalty the history holds; without :func:`ema` the same as
+        ``params``.
     table : Members
         The flat table of members and its axes.
     status : tuple of str, [K]
@@ -102,7 +108,7 @@ class PathResult(Outcome):
                     sizes.append(batch_rows(x))
                 parts.append((rows, concatenate(outputs, sizes, member_axis=True)))
         order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
-        return tree_map(lambda *x: torch.cat(x)[order.to(x[0].device)], *(part for _, part in parts))
+        return map_tensors(lambda *x: torch.cat(x)[order.to(x[0].device)], *(part for _, part in parts))
 
     def _chunks(self, chosen: Sequence[int]) -> list[tuple[list[int], TrainState, Functional, int]]:
         """Split members by seed and into chunks: positions in ``chosen``, state, how to evaluate them, seed."""
@@ -143,12 +149,13 @@ class PathResult(Outcome):
 
 def finish(driver: Driver, table: Members, names: Names, select: Selection, *, complete: bool) -> PathResult:
     """Assemble the result of a run, with its standard errors and its boundary warning."""
-    params, buffers = driver.gather()
+    weights = driver.gather()
     record = driver.record
     result = PathResult(
         history=driver.history(),
-        params=params,
-        buffers=buffers,
+        params=weights.params,
+        buffers=weights.buffers,
+        live_params=weights.params if weights.live is None else weights.live,
         table=table,
         names=names,
         functionals={g.seed: (g.fn, g.eval_fn) for g in driver.groups},
@@ -179,18 +186,15 @@ def uncertainty(result: PathResult) -> Uncertainty:
         return Uncertainty(reason="there is no validation data")
     if isinstance(val.loss_fn, FullLoss):
         return Uncertainty(reason="a full_loss has no score of single rows")
-    function = val.loss_fn if name == "val_loss" else val.metrics[name.removeprefix("val_")].function
     rows: FloatArray | None = None
     with forked_rng(next(tensor_leaves(result.params)).device):
         for index, state, evaluation, seed in result._chunks(range(len(result))):
-            outputs, targets = outputs_of(result.eval_kind, evaluation, state, val.source, seed)
-            n = next(leaf for leaf in tensor_leaves(outputs) if leaf.ndim > 1).shape[1]
-            if n * len(result) > ROW_NUMBERS:
-                return Uncertainty(reason=f"{len(result)} members x {n} rows are too many to keep")
-            found, reason = row_scores(outputs, targets, function, result.scores[index])
+            found, reason = chunk_rows(result.eval_kind, evaluation, state, val, name, seed, result.scores[index])
             if found is None:
                 return Uncertainty(reason=reason)
-            rows = np.full((len(result), n), np.nan) if rows is None else rows
+            if found.shape[1] * len(result) > ROW_NUMBERS:
+                return Uncertainty(reason=f"{len(result)} members x {found.shape[1]} rows are too many to keep")
+            rows = np.full((len(result), found.shape[1]), np.nan) if rows is None else rows
             rows[index] = found
     if rows is None or rows.shape[1] < 2:
         return Uncertainty(reason="one validation row has no standard error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,46 +13,66 @@ from torch import Tensor
 
 from l2path.engine import EvalKind, map_members, repeat, run_steps
 from l2path.errors import EngineWarning
-from l2path.functional import Functional, failing_layer, grad_with_autograd, grad_with_torch_func, seed_generators
+from l2path.functional import (
+    Functional,
+    Substitutes,
+    coarsest_dtype,
+    failing_layer,
+    grad_with_autograd,
+    grad_with_torch_func,
+    seed_generators,
+)
 from l2path.losses import FullLoss, data_loss, split_batch
 from l2path.order import step_seed
 from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, LossFn, Params, Tree
 
-# Largest difference, relative to the largest number, that rounding in one step explains.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Largest difference, relative to the norm, that rounding in one step explains.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether members can be vmapped, and if not why."""
+    """Whether members can be vmapped, with which substitutes, and if not why."""
 
     vmapped: bool
     reason: str
     layer: str | None = None
+    substitutes: Substitutes | None = None
 
 
-def largest(x: Tensor) -> float:
-    """Return the largest finite absolute value of a tensor, 0 for none."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return 0.0
-    finite = x[torch.isfinite(x)]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def tolerance_of(call: Callable[[], object]) -> float:
+    """Return the tolerance for a computation, by its least exact dtype.
+
+    That need not be the parameters' one: autocast takes another, and language models compute their loss in float32.
+    """
+    return TOLERANCE.get(coarsest_dtype(call), 1e-3)
 
 
-def agree(got: Tensor, want: Tensor, tolerance: float, scale: float) -> bool:
-    """Return whether two tensors are equal up to ``tolerance * scale``; what is not finite must be the same."""
-    if not (want.is_floating_point() or want.is_complex()):
-        return torch.equal(got, want)
-    finite = torch.isfinite(want)
-    if not torch.equal(finite, torch.isfinite(got)) or not torch.equal(got.isnan(), want.isnan()):
-        return False
-    special = ~finite & ~want.isnan()
-    return torch.equal(got[special], want[special]) and largest((got - want)[finite]) <= tolerance * scale
+def agree(got: Tree, want: Tree, tolerance: float) -> bool:
+    """Return whether trees are equal but for ``tolerance`` times the norm of all numbers in ``want`` together.
+
+    Whole numbers, NaN and infinities must be the same.
+    """
+    difference = norm = 0.0
+    for g, w in zip(tensor_leaves(got), tensor_leaves(want), strict=True):
+        if not (w.is_floating_point() or w.is_complex()):
+            if not torch.equal(g, w):
+                return False
+            continue
+        finite, wide = torch.isfinite(w), torch.complex128 if w.is_complex() else torch.float64
+        special = ~finite & ~w.isnan()
+        if not (torch.equal(g.isnan(), w.isnan()) and torch.equal(g[special], w[special])):
+            return False
+        difference += float((g[finite].to(wide) - w[finite].to(wide)).abs().square().sum())
+        norm += float(w[finite].to(wide).abs().square().sum())
+    return difference <= tolerance**2 * norm  # not so where a difference is infinite or NaN
 
 
 def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Verdict:
     """Compare two members vmapped with the same two in a loop: losses, gradients and buffers.
+
+    The plain module is tried first, then the module with substitutes for what vmap cannot batch.
 
     Gradients are compared, and not updates: an adaptive optimizer turns a gradient that is rounding alone (a bias in
     front of BatchNorm has no other) into a full step.
@@ -65,7 +86,19 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
     seed : int
         Of the random masks.
     """
-    tolerance = TOLERANCE.get(fn.dtype, 1e-3)
+    plain = _attempt(fn, loss_fn, batch, seed)
+    if plain.vmapped:
+        return plain
+    found = Substitutes()
+    second = _attempt(fn.with_substitutes(found), loss_fn, batch, seed)
+    if not second.vmapped:
+        return plain
+    replaced = ", ".join(sorted(found.used))
+    return Verdict(True, f"{second.reason}, with equivalents of {replaced} that vmap can batch", substitutes=found)
+
+
+def _attempt(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Verdict:
+    """Compare two vmapped members with the loop, which uses no substitutes."""
     # Two members that differ, so that what reads one member's values for all of them is noticed.
     state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
 
@@ -90,26 +123,34 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
         layer = failing_layer(fn, vmapped)
         where = f" in the layer {layer}" if layer else ""
         return Verdict(False, f"vmap fails{where}: {first_line(error)}", layer)
-    looped = run_steps("loop", step(fn, grad_with_autograd), state, [batch], (), prepare)
+    plain = fn.with_substitutes(None)
+    tolerance = tolerance_of(lambda: data_loss(plain, loss_fn)(plain.params, plain.buffers, batch))
+    looped = run_steps("loop", step(plain, grad_with_autograd), state, [batch], (), prepare)
     untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
     draws = not torch.equal(torch.default_generator.get_state(), untouched)
-    for name, got, want in (
-        ("the loss", batched[1][0], looped[1][0]),
-        ("the gradient", batched[1][1], looped[1][1]),
-        ("a buffer", batched[0][1], looped[0][1]),
-    ):
-        # A gradient may be rounding alone, and is small beside the largest one; a buffer is compared with itself.
-        scale = max(map(largest, tensor_leaves(want)), default=0.0) if name == "the gradient" else None
-        for g, w in zip(tensor_leaves(got), tensor_leaves(want), strict=True):
-            if not agree(g, w, tolerance, largest(w) if scale is None else scale):
-                why = " (its random masks come in another order under vmap)" if draws else ""
-                return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
+    # The gradient of one parameter may be rounding alone, so that all are compared together; a buffer stands alone.
+    pairs = [("the loss", batched[1][0], looped[1][0]), ("the gradient", batched[1][1], looped[1][1])]
+    pairs += [(f"the buffer {name!r}", batched[0][1][name], want) for name, want in looped[0][1].items()]
+    for name, got, want in pairs:
+        if not agree(got, want, tolerance):
+            why = " (its random masks come in another order under vmap)" if draws else ""
+            return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
     return Verdict(True, "one vmapped step equals the loop")
 
 
+# What torch's messages mean, by a part of them.
+MEANINGS = {
+    "saved tensor hooks": "activation checkpointing, which saves memory in a loop only",
+    "calling .item() on a Tensor": "forward reads a number out of a tensor, or decides by it",
+    "support dynamic shape": "forward chooses rows by what a member computes",
+}
+
+
 def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    """Return an error's type and the first line of its message, with its meaning where it is known."""
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    meaning = next((meaning for part, meaning in MEANINGS.items() if part in text), None)
+    return f"{meaning} ({text})" if meaning else text
 
 
 def warn_looped(reason: str) -> None:
@@ -128,26 +169,27 @@ def evaluation_kind(
         return "loop"
     state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
 
-    def outputs(s: tuple[Params, Buffers], b: Batch) -> Tree:
-        if isinstance(loss_fn, FullLoss):
-            return data_loss(eval_fn, loss_fn, evaluation=True)(s[0], s[1], b)[0]
-        return eval_fn.call(s[0], s[1], split_batch(b)[0])[0]
+    def run(how: EvalKind, f: Functional) -> list[Tensor]:
+        def outputs(s: tuple[Params, Buffers], b: Batch) -> Tree:
+            if isinstance(loss_fn, FullLoss):
+                return data_loss(f, loss_fn, evaluation=True)(s[0], s[1], b)[0]
+            return f.call_substituted(s[0], s[1], split_batch(b, loss_fn)[0])[0]
 
-    def run(how: EvalKind) -> list[Tensor]:
         with torch.no_grad():
             found = map_members(how, outputs, state, batch, partial(seed_generators, fn.device, 0))
         return list(tensor_leaves(found))
 
-    looped = run("loop")
-    tolerance, reason = TOLERANCE.get(fn.dtype, 1e-3), ""
+    plain = eval_fn.with_substitutes(None)
+    looped, tolerance = run("loop", plain), tolerance_of(lambda: run("loop", plain))
+    reason = ""
     ways: tuple[EvalKind, ...] = ("vmap", "vjp")
     for how in ways:
         try:
-            found = run(how)
+            found = run(how, eval_fn)
         except Exception as error:
             reason = reason or f"vmap fails: {first_line(error)}"
             continue
-        if all(agree(g, w, tolerance, largest(w)) for g, w in zip(found, looped, strict=True)):
+        if all(agree(g, w, tolerance) for g, w in zip(found, looped, strict=True)):
             return how
         reason = reason or "vmapped outputs differ from those of the loop"
     warnings.warn(
