@@ -364,6 +364,45 @@ def reading(m: Any, x: Tensor) -> Any:
     return h / (1 + h.detach().abs().max().item())
 
 
+class OldSquare(torch.autograd.Function):
+    """A function of the old style, which no transform takes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+class Square(torch.autograd.Function):
+    """A function that torch can write a batching rule for."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+def square(m: Any, x: Tensor) -> Any:
+    return Square.apply(m.linear(x))  # type: ignore[no-untyped-call]  # of torch
+
+
+def old_square(m: Any, x: Tensor) -> Any:
+    return OldSquare.apply(m.linear(x))  # type: ignore[no-untyped-call]  # of torch
+
+
 def scripted() -> nn.Module:
     """TorchScript."""
     found: nn.Module = torch.jit.script(nn.Linear(5, 2))
@@ -630,6 +669,10 @@ FAMILIES: tuple[Family, ...] = (
     flow("boolean mask of each member", lambda: Wired(masked, linear=nn.Linear(5, 2)), numbers(5),
          engine="loop", evaluation="looped"),
     flow(".item()", lambda: Wired(reading, linear=nn.Linear(5, 2)), numbers(5), engine="loop", evaluation="looped"),
+    flow("autograd.Function", lambda: Wired(square, linear=nn.Linear(5, 2)), numbers(5)),
+    flow("autograd.Function of the old style", lambda: Wired(
+        old_square, linear=nn.Linear(5, 2)), numbers(5),
+        engine="loop", evaluation="looped"),
     shape("dict inputs", lambda: Wired(
         lambda m, *, image, extra: m.head(torch.cat([torch.tanh(m.first(image)), extra], 1)),
         first=nn.Linear(5, 4), head=nn.Linear(6, 2)),

@@ -23,7 +23,7 @@ Y = X[:, :1] - 0.5 * X[:, 1:2]
 LAMBDAS = [0.3, 0.1, 0.03, 0.0]
 
 
-def linear() -> nn.Module:
+def linear() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(4, 1).double()
 
@@ -44,6 +44,8 @@ def train(module: Any = None, data: Any = (X, Y), **changes: Any) -> l2path.Path
 
 class With(nn.Module):
     """A linear model with something to register and something to do."""
+
+    linear: nn.Linear
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()
@@ -506,3 +508,82 @@ def test_an_error_half_way_carries_what_was_trained(validation: Any) -> None:
     assert_trees_close(partial.params, train(epochs=3).params, 1e-12)
     if validation is not None:
         assert partial.best.index in range(len(partial))
+
+
+class Counting(With):
+    """Something that is the same for all members until the third step."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(calls=torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.calls = self.calls + 1
+        return self.later(x) if self.training and int(self.calls) > 2 else self.linear(x)
+
+    def later(self, x: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class ReadsLater(Counting):
+    """Reads a whole number that differs between members."""
+
+    def later(self, x: Tensor) -> Any:
+        return self.linear(x) * (1 + int((500 * self.linear.weight.detach().sum()).long()) % 3)
+
+
+class DropsLater(Counting):
+    """Masks that were not there before."""
+
+    def later(self, x: Tensor) -> Any:
+        return self.linear(F.dropout(x.t(), 0.5).t())
+
+
+class BranchesLater(Counting):
+    """Python control flow on what a member computes."""
+
+    def later(self, x: Tensor) -> Any:
+        return self.linear(x) * (2 if self.linear.weight.sum() > 0.1 else 1)
+
+
+class SetsAnew(With):
+    """A buffer that is set anew, and not written into."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(total=torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.total = 0.5 * self.total + self.linear.weight.detach().sum()
+        return self.linear(x) + self.total
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_buffers_that_are_set_anew_are_kept(engine: Literal["vmap", "loop"]) -> None:
+    module = SetsAnew()
+    result = train(module, engine=engine, batch_size=None, optimizer=l2path.sgd(lr=0.0), epochs=3)
+    want = module.linear.weight.detach().sum() * (1 + 0.5 + 0.25)
+    assert_trees_close(result.buffers["total"], want.expand(len(LAMBDAS)), 1e-14)
+
+
+@pytest.mark.parametrize("kind", [ReadsLater, DropsLater, BranchesLater])
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_what_stops_being_batchable_is_looped_from_there_on(kind: type[Counting], chunk: int) -> None:
+    alone = train(kind(), engine="loop", validation=(X, Y))
+    with pytest.warns(l2path.EngineWarning, match=r"one after the other: vmap failed at step \d+: .*before are right"):
+        result = train(kind(), member_chunk=chunk, validation=(X, Y))
+    assert (result.engine.kind, result.eval_kind, result.complete) == ("loop", "loop", True)
+    assert_trees_close(result.params, alone.params, 1e-12)
+    assert_trees_close(result.buffers, alone.buffers, 0.0)
+    assert_trees_close(dict(result.history), dict(alone.history), 1e-12)
+    assert_trees_close(result.predict(X), alone.predict(X), 1e-12)
+
+
+def test_vmap_that_was_asked_for_fails_and_says_so() -> None:
+    with pytest.raises(l2path.ArgumentError, match="pass engine='loop'") as caught:
+        train(ReadsLater(), engine="vmap")
+    assert caught.value.partial_result.engine.kind == "vmap"  # type: ignore[attr-defined]

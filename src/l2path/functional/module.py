@@ -211,7 +211,10 @@ def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ..
     if stack is None:
         return functional_call(module, tensors, args, kwargs, tie_weights=True, strict=True)
     stack.enter_context(_reparametrize_module(module, tensors, tie_weights=True, strict=True))
-    return module(*args, **kwargs)
+    outputs = module(*args, **kwargs)
+    # A module may set a buffer anew; the dict learns of that when the parameters are put back, which is too late here.
+    tensors.update({name: b for name, b in module.named_buffers() if name in tensors})
+    return outputs
 
 
 def failing_layer(fn: Functional, call: Callable[[Functional], object]) -> str | None:

@@ -52,9 +52,9 @@ from l2path.path.setup import (
 )
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
-from l2path.training import GradTransform, TrainState, build_step, check_grad_transform
+from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
 from l2path.trees import tensor_leaves
-from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
+from l2path.types import LambdaSpec, LossFn, MetricFn, Params, Sweep
 
 
 def batch_train(
@@ -301,13 +301,18 @@ def _train(
         elif engine == "auto":
             chosen = Engine("vmap", chosen.member_chunk, verdict.reason)
         fns = {s: fn.with_substitutes(verdict.substitutes) for s, fn in fns.items()}
-    gradients = grad_with_autograd if chosen.kind == "loop" else grad_with_torch_func
     groups, chunks = {}, []
     for s in dict.fromkeys(table.seeds):
         fn = fns[s]
         towards = {n: a for n, a in anchors[s].items() if n in fn.params}
-        step = build_step(data_loss(fn.renormalising(), loss_fn), optimizer, grad_transform, towards, fn, gradients)
-        groups[s] = Group(s, fn, fn.evaluation(), step, peeked[id(sources[s])])
+
+        def step(f: Functional, gradients: Any, towards: Params = towards) -> TrainStep:
+            return build_step(data_loss(f.renormalising(), loss_fn), optimizer, grad_transform, towards, f, gradients)
+
+        looped = step(fn.with_substitutes(None), grad_with_autograd)
+        batched = looped if chosen.kind == "loop" else step(fn, grad_with_torch_func)
+        spare = looped if chosen.kind == "vmap" and engine == "auto" else None
+        groups[s] = Group(s, fn, fn.evaluation(), batched, peeked[id(sources[s])], spare)
         own = [k for k in every if table.seeds[k] == s]
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]

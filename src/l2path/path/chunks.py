@@ -25,8 +25,15 @@ class Group:
     eval_fn: Functional
     train_step: Step
     source: Source
+    loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch
+
+    def loop(self) -> None:
+        """Go on with one member after the other."""
+        assert self.loop_step is not None
+        self.train_step, self.loop_step = self.loop_step, None
+        self.fn, self.eval_fn = self.fn.with_substitutes(None), self.eval_fn.with_substitutes(None)
 
 
 @dataclass

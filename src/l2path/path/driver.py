@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from l2path.functional import seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
 from l2path.path.evaluation import Validation, score
+from l2path.path.selfcheck import first_line, warn_looped
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState, averaged_params
 from l2path.trees import tensor_leaves, tree_map
@@ -149,14 +151,30 @@ class Driver:
         sums: np.ndarray[Any, np.dtype[np.float64]],
         interrupt: Interrupt,
     ) -> None:
-        """Run one chunk over a block; an interrupt within it is honoured after the block, all members at one step."""
+        """Run one chunk over a block; an interrupt within it is honoured after the block, all members at one step.
+
+        What is repeated starts anew: a chunk's state changes at the end of a block.
+        """
+        before = sums.copy()
         try:
             self._block(chunk, batches, sums)
         except KeyboardInterrupt:
             if interrupt.asked:
                 raise
             interrupt.asked = True
-            self._block(chunk, batches, sums)  # from its start: a chunk's state changes at the end of a block
+            sums[:] = before
+            self._whole_block(chunk, batches, sums, interrupt)
+        except Exception as error:
+            if chunk.group.loop_step is None:
+                raise
+            step = self.running.step if self.running else chunk.group.step
+            for group in self.groups:
+                group.loop()
+            self.engine = replace(self.engine, kind="loop", reason=f"vmap failed at step {step}: {first_line(error)}")
+            sums[:] = before
+            self._block(chunk, batches, sums)  # an error that is not vmap's comes again
+            self.eval_kind = "loop"
+            warn_looped(f"{self.engine.reason}; the steps before are right", stacklevel=6)
 
     def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""

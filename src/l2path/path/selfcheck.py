@@ -153,9 +153,9 @@ def first_line(error: Exception) -> str:
     return f"{meaning} ({text})" if meaning else text
 
 
-def warn_looped(reason: str) -> None:
+def warn_looped(reason: str, stacklevel: int = 4) -> None:
     """Say that members are looped although they could have been batched for another module."""
-    warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=4)
+    warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=stacklevel)
 
 
 def evaluation_kind(
