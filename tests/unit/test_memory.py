@@ -117,7 +117,7 @@ def test_automatic_chunks_fit_into_what_is_free(monkeypatch: pytest.MonkeyPatch)
     assert free.engine.member_chunk == 40
     sizes = []
     for megabytes in (20, 10):
-        monkeypatch.setattr("l2path.path.batch.free_memory", lambda _, m=megabytes: m * 2**20)
+        monkeypatch.setattr("l2path.path.run.free_memory", lambda _, m=megabytes: m * 2**20)
         tight = train()
         sizes.append(tight.engine.member_chunk)
         assert_trees_close(tight.params, free.params, 1e-5)

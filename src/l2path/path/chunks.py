@@ -12,6 +12,7 @@ from torch import Tensor
 from l2path.data import Source
 from l2path.engine import Step, take
 from l2path.functional import Functional
+from l2path.path.evaluation import Validation
 from l2path.training import TrainState, averaged_params
 from l2path.types import Batch, Buffers, Lambdas, Params
 
@@ -25,6 +26,7 @@ class Group:
     eval_fn: Functional
     train_step: Step
     source: Source
+    validation: Validation | None = None
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch

@@ -23,7 +23,7 @@ from l2path.errors import ArgumentError
 from l2path.functional import seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
-from l2path.path.evaluation import Validation, score
+from l2path.path.evaluation import score
 from l2path.path.selfcheck import first_line, warn_looped
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState, averaged_params
@@ -44,7 +44,6 @@ class Driver:
     engine : Engine
     members : int
         K.
-    validation : Validation or None
     epochs : int
     on_epoch : callable or None
         ``EpochEvent -> keep mask [K] or None``.
@@ -59,18 +58,18 @@ class Driver:
         engine: Engine,
         eval_kind: EvalKind,
         members: int,
-        validation: Validation | None,
         epochs: int,
         on_epoch: Callable[[EpochEvent], Any] | None,
         first_block: int = 8,
     ) -> None:
         self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
         self.eval_kind = eval_kind
-        self.validation, self.epochs, self.on_epoch = validation, epochs, on_epoch
+        self.epochs, self.on_epoch = epochs, on_epoch
         self.epoch = 0
         self.block_length = first_block
         self.running: Running | None = None  # the step at which an error came
-        names = [*TRAIN_KEYS, *(validation.names if validation else [])]
+        first = groups[0].validation
+        names = [*TRAIN_KEYS, *(first.names if first else [])]
         self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
 
     def run(self, interrupt: Interrupt, progress: Progress) -> bool:
@@ -244,13 +243,12 @@ class Driver:
         for chunk in self.chunks:
             means[:, chunk.members] = sums[:, chunk.members] / chunk.group.rows
         table = dict(zip(TRAIN_KEYS, means, strict=True))
-        if self.validation is not None:
-            for name in self.validation.names:
-                table[name] = np.full(self.members, np.nan)
-            for chunk in self.chunks:
+        table |= {n: np.full(self.members, np.nan) for n in self.record.history if n not in TRAIN_KEYS}
+        for chunk in self.chunks:
+            group = chunk.group
+            if group.validation is not None:
                 state = chunk.state._replace(params=averaged_params(chunk.state))
-                found = score(self.eval_kind, chunk.group.eval_fn, state, self.validation, chunk.group.seed)
-                for name, values in found.items():
+                for name, values in score(self.eval_kind, group.eval_fn, state, group.validation, group.seed).items():
                     table[name][chunk.members] = values.cpu().numpy()
         for name, row in table.items():
             self.record.history[name].append(row)

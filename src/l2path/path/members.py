@@ -36,18 +36,20 @@ class HyperAxis:
 
 @dataclass(frozen=True)
 class Members:
-    """K members, ordered (seed, swept hyperparameters ..., lambda), lambda fastest.
+    """K members, ordered (fold, seed, swept hyperparameters ..., lambda), lambda fastest.
 
     Attributes
     ----------
+    folds : tuple of int, [K]
+        Each member's fold; 0 where there is one split or none.
     seeds : tuple of int, [K]
         Each member's seed.
     points : tuple of int, [K]
-        Which point of the path each member is: members that differ in the seed alone share one.
+        Which point of the path each member is: members that differ in fold and seed alone share one.
     index : dict of str to tuple of int, [K]
         Position of each member on each axis; the lambda axis is called "lambda".
     shape : tuple of int
-        Lengths of the path's axes (without seeds), "lambda" last where there is one.
+        Lengths of the path's axes (without folds and seeds), "lambda" last where there is one.
     axis_names : tuple of str
         Their names.
     lambdas : LambdaAxis or None
@@ -56,6 +58,7 @@ class Members:
         Swept hyperparameters.
     """
 
+    folds: tuple[int, ...]
     seeds: tuple[int, ...]
     points: tuple[int, ...]
     index: dict[str, tuple[int, ...]]
@@ -66,6 +69,11 @@ class Members:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """Fold and seed of each member."""
+        return list(zip(self.folds, self.seeds, strict=True))
 
     @property
     def long_axes(self) -> tuple[str, ...]:
@@ -145,6 +153,7 @@ def build_members(
     sweep: Mapping[str, Any] | None,
     seeds: Sequence[int],
     members: Sequence[Mapping[str, Any]] | None,
+    folds: int = 1,
 ) -> Members:
     """Cross the axes, or take an explicit list.
 
@@ -157,6 +166,8 @@ def build_members(
     seeds : sequence of int
     members : sequence of dicts, or None
         Each with the same keys out of "lambdas", "seed" and names of hyperparameters.
+    folds : int
+        How often all of it is repeated.
 
     Raises
     ------
@@ -164,7 +175,7 @@ def build_members(
         If nothing is swept at all, if both forms are given, or if a value makes no sense.
     """
     if members is not None:
-        return _explicit(names, members, lambdas, sweep, seeds)
+        return _explicit(names, members, lambdas, sweep, seeds, folds)
     hyper = {name: hyper_axis(names, name, values) for name, values in (sweep or {}).items()}
     axis = None if lambdas is None else lambda_axis(names, lambdas)
     if axis is None and not hyper:
@@ -177,10 +188,12 @@ def build_members(
     axis_names = (*hyper, *(("lambda",) if axis is not None else ()))
     shape = (*(len(h.labels) for h in hyper.values()), *((len(axis),) if axis is not None else ()))
     rows = list(itertools.product(*(range(n) for n in shape)))
-    index = {name: tuple(row[i] for _ in seeds for row in rows) for i, name in enumerate(axis_names)}
+    runs = list(itertools.product(range(folds), seeds))
+    index = {name: tuple(row[i] for _ in runs for row in rows) for i, name in enumerate(axis_names)}
     return Members(
-        seeds=tuple(s for s in seeds for _ in rows),
-        points=tuple(range(len(rows))) * len(seeds),
+        folds=tuple(f for f, _ in runs for _ in rows),
+        seeds=tuple(s for _, s in runs for _ in rows),
+        points=tuple(range(len(rows))) * len(runs),
         index=index,
         shape=shape,
         axis_names=axis_names,
@@ -195,6 +208,7 @@ def _explicit(
     lambdas: LambdaSpec | None,
     sweep: Mapping[str, Any] | None,
     seeds: Sequence[int],
+    folds: int,
 ) -> Members:
     if lambdas is not None or sweep is not None:
         raise ArgumentError(
@@ -211,12 +225,21 @@ def _explicit(
             expected="at least one dict, all with the same keys ('lambdas', 'seed', 'lr', ...)",
             remedy="write every key in every entry",
         )
-    count = tuple(range(len(rows)))
-    own = tuple(check_seed(row["seed"], "members") for row in rows) if "seed" in rows[0] else (seeds[0],) * len(rows)
+    # In several folds every entry is trained under every seed.
+    runs = list(itertools.product(range(folds), seeds if folds > 1 else seeds[:1]))
+    if folds > 1 and "seed" in rows[0]:
+        raise ArgumentError(
+            "members", got="'seed' in entries", expected="no seeds here", remedy="pass seeds=(0, 1, 2) beside members"
+        )
+    count = tuple(range(len(rows))) * len(runs)
+    own = tuple(s for _, s in runs for _ in rows)
+    if "seed" in rows[0]:
+        own = tuple(check_seed(row["seed"], "members") for row in rows)
     axis = lambda_axis(names, [row["lambdas"] for row in rows]) if "lambdas" in rows[0] else None
     hyper = {k: hyper_axis(names, k, [row[k] for row in rows]) for k in rows[0] if k not in ("lambdas", "seed")}
     index = {name: count for name in (*hyper, *(("lambda",) if axis is not None else ()))}
-    return Members(own, count, index, (len(rows),), ("member",), axis, hyper)
+    of = tuple(f for f, _ in runs for _ in rows)
+    return Members(of, own, count, index, (len(rows),), ("member",), axis, hyper)
 
 
 def hyper_axis(names: Names, name: str, values: Any) -> HyperAxis:

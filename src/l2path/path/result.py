@@ -167,7 +167,7 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
         eval_kind=driver.eval_kind,
         select=select,
     )
-    if result.chosen is None:
+    if result.chosen is None or len(set(table.folds)) > 1:  # what to make of several folds is told elsewhere
         return result
     try:
         sure = uncertainty(result)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,21 +16,23 @@ from l2path.errors import ArgumentError, nearest
 from l2path.functional import (
     Functional,
     check_module,
+    forked_rng,
     functionalize,
     seed_generators,
+    vmap_hints_silenced,
 )
 from l2path.optimizers import Optimizer, set_hyper
 from l2path.path.evaluation import Metric, Validation
-from l2path.path.members import Members, check_seed
+from l2path.path.members import Members, build_members, check_seed
 from l2path.path.outcome import Selection
-from l2path.penalty import Names, check_anchor
+from l2path.penalty import Names, check_anchor, describe
 from l2path.training import (
     GradTransform,
     TrainState,
     init_state,
 )
 from l2path.trees import tree_map
-from l2path.types import Params
+from l2path.types import LambdaSpec, Params, Sweep
 
 Anchor = Mapping[str, Tensor] | Literal["init"]
 
@@ -72,6 +75,37 @@ def with_hyper(state: TrainState, table: Members, members: Sequence[int], names:
                 f"sweep[{name!r}]", got=error.got, expected=error.expected, remedy=error.remedy
             ) from None
     return state._replace(opt_state=opt_state)
+
+
+@contextmanager
+def quiet(device: torch.device) -> Iterator[None]:
+    """Keep generators as they are, gradients on, and vmap's hints away."""
+    with forked_rng(device), torch.inference_mode(False), torch.enable_grad(), vmap_hints_silenced():
+        yield
+
+
+def prepare(
+    module: nn.Module | Callable[[], nn.Module],
+    seeds: Sequence[int],
+    *,
+    folds: int = 1,
+    lambdas: LambdaSpec | None,
+    sweep: Sweep | None,
+    members: Sequence[Mapping[str, Any]] | None,
+) -> tuple[dict[int, Functional], Members, Place]:
+    """Return modules taken apart by seed, the table of members, and where data go."""
+    device = device_of(module)
+    # Of a module there is one copy, whatever the seeds; a callable makes one for each.
+    same = functionalize(module) if isinstance(module, nn.Module) else None
+    fns = {s: same or functional_of(module, s, device) for s in seeds}
+    names = describe(fns[seeds[0]])
+    table = build_members(names, lambdas=lambdas, sweep=sweep, seeds=seeds, members=members, folds=folds)
+    for s in table.seeds:
+        if s not in fns:
+            fns[s] = same or functional_of(module, s, device)
+    check_same_structure(fns)
+    first = fns[table.seeds[0]]
+    return fns, table, Place(first.device, first.dtype)
 
 
 def check_same_structure(fns: dict[int, Functional]) -> None:
@@ -167,9 +201,10 @@ def sources_by_seed(
 
 
 def selection_of(
-    select: str, metrics: dict[str, Metric], val: Validation | None, bare: Collection[str] = ()
+    select: str, given: Mapping[str, object], metrics: dict[str, Metric], val: Validation | None
 ) -> Selection:
-    """Return the score that decides, by the name that the user gave it."""
+    """Return the score that decides, by the name that the user gave it; ``given`` are metrics as the user gave them."""
+    bare = [f"val_{n}" for n, m in given.items() if not isinstance(m, Metric)]
     known = {"val_loss": False, **{f"val_{n}": m.greater_is_better for n, m in metrics.items()}}
     name = f"val_{select}" if f"val_{select}" in known else select
     if name in bare:

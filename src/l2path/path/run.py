@@ -1,0 +1,211 @@
+"""Training a table of members: checks on the first batch, the choice of an engine, the driver."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import l2path.path.first_batch as first_batch
+import l2path.path.preflight as preflight
+import l2path.path.selfcheck as selfcheck
+from l2path.data import RowSource, Source
+from l2path.engine import Engine, auto_chunk, choose_engine, repeat
+from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
+from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func
+from l2path.losses import FullLoss, check_loss, data_loss
+from l2path.memory import free_memory
+from l2path.optimizers import Optimizer
+from l2path.optimizers.base import check_optimizer
+from l2path.path.chunks import Chunk, EpochEvent, Group, weights_of
+from l2path.path.driver import BLOCK_BYTES, Driver
+from l2path.path.evaluation import Validation
+from l2path.path.failure import explain, keep_partial
+from l2path.path.members import Members
+from l2path.path.outcome import Selection
+from l2path.path.result import PathResult, finish
+from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
+from l2path.penalty import describe
+from l2path.progress import Progress, deferred_interrupt
+from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
+from l2path.trees import tensor_leaves
+from l2path.types import LossFn, Params, Sweep
+
+Key: TypeAlias = tuple[int, int]
+"""A fold and a seed: what members share their batches and masks by."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How members are trained: arguments of ``batch_train``, checked."""
+
+    loss_fn: LossFn | FullLoss
+    optimizer: Optimizer
+    epochs: int
+    anchor: Anchor | None
+    grad_transform: GradTransform | None
+    unused: str
+    on_epoch: Callable[[EpochEvent], Any] | None
+    progress: bool | None
+    engine: Engine | str
+    member_chunk: int | str
+    sweep: Sweep
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse arguments that make no sense whatever the data are."""
+    check_plain(settings.epochs, settings.on_epoch)
+    check_loss(settings.loss_fn)
+    check_optimizer(settings.optimizer)
+    check_grad_transform(settings.grad_transform)
+
+
+def train_members(
+    fns: dict[int, Functional],
+    table: Members,
+    sources: Mapping[Key, Source],
+    validations: Mapping[int, Validation],
+    selection: Selection,
+    settings: Settings,
+) -> PathResult:
+    """Check everything on the first batch, then train all members.
+
+    Parameters
+    ----------
+    fns : dict
+        By seed.
+    table : Members
+    sources : dict
+        Rows to train on by (fold, seed).
+    validations : dict
+        Rows to score on by fold; empty where nothing is scored.
+    selection : Selection
+    settings : Settings
+    """
+    loss_fn, optimizer, grad_transform, engine = (
+        settings.loss_fn,
+        settings.optimizer,
+        settings.grad_transform,
+        settings.engine,
+    )
+    keys = list(dict.fromkeys(table.keys))
+    seed = table.seeds[0]
+    for source in sources.values():
+        preflight.check_one_row(fns[seed], source)
+    peeked: dict[int, Peeked] = {}
+    for source in sources.values():
+        if id(source) not in peeked:  # a stream is read once for all seeds
+            peeked[id(source)] = Peeked(source)
+    batch = peeked[id(sources[keys[0]])].first
+    loss = data_loss(fns[seed], loss_fn)
+    first_batch.first_loss(fns[seed], loss_fn, batch)
+    frozen = first_batch.freeze_unused(fns[seed], loss, batch, settings.unused)
+    anchors = {s: anchor_of(fn, settings.anchor) for s, fn in fns.items()}
+    if frozen:
+        fns = {s: fn.freeze(frozen) for s, fn in fns.items()}
+    first_batch.warn_sum_reduction(fns[seed], loss_fn, batch)
+    names = describe(fns[seed])
+
+    def stacked(members: Sequence[int], s: int) -> tuple[TrainState, Any]:
+        state = repeat(start_state(fns[s], optimizer, grad_transform), len(members))
+        return with_hyper(state, table, members, names), table.strengths(names, members)
+
+    every = range(len(table))
+    one_state = start_state(fns[seed], optimizer, grad_transform)
+    member_bytes = sum(leaf.nbytes for leaf in tensor_leaves(one_state))
+    # Storage is the state and, at the end, the result's own copy of the weights.
+    result_bytes = sum(leaf.nbytes for leaf in tensor_leaves(weights_of(one_state)))
+    preflight.check_memory(len(table), member_bytes + result_bytes, fns[seed].device)
+    hyper_state = with_hyper(one_state._replace(opt_state=repeat(one_state.opt_state, len(table))), table, every, names)
+    if not isinstance(grad_transform, Optimizer):
+        strengths = table.strengths(names, every)
+        preflight.warn_stability(optimizer, hyper_state, strengths)
+        preflight.warn_mixed_decay(optimizer, one_state, strengths, {**settings.sweep, **table.hyper})
+
+    def auto() -> int:
+        device = fns[seed].device
+        # The state before and after a step, and what is alive in between.
+        live = 2 * member_bytes + preflight.step_bytes(fns[seed], data_loss(fns[seed], loss_fn), batch)
+        return auto_chunk(live, device, free_memory(device))
+
+    chosen = choose_engine(engine, settings.member_chunk, len(table), auto)
+    if chosen.kind == "vmap":
+        verdict = selfcheck.try_vmap(fns[seed], loss_fn, batch, seed)
+        if not verdict.vmapped and engine == "vmap":
+            raise ArgumentError(
+                "engine",
+                got=f"'vmap', but {verdict.reason}",
+                expected="a module that torch.func.vmap can batch",
+                remedy="leave engine at 'auto': the members are then trained one after the other",
+            )
+        if not verdict.vmapped:
+            selfcheck.warn_looped(verdict.reason)
+            chosen = Engine("loop", chosen.member_chunk, verdict.reason)
+        elif engine == "auto":
+            chosen = Engine("vmap", chosen.member_chunk, verdict.reason)
+        fns = {s: fn.with_substitutes(verdict.substitutes) for s, fn in fns.items()}
+    groups: dict[Key, Group] = {}
+    chunks = []
+    for key in keys:
+        fold, s = key
+        fn = fns[s]
+        towards = {n: a for n, a in anchors[s].items() if n in fn.params}
+
+        def step(f: Functional, gradients: Any, towards: Params = towards) -> TrainStep:
+            return build_step(data_loss(f.renormalising(), loss_fn), optimizer, grad_transform, towards, f, gradients)
+
+        looped = step(fn.with_substitutes(None), grad_with_autograd)
+        batched = looped if chosen.kind == "loop" else step(fn, grad_with_torch_func)
+        spare = looped if chosen.kind == "vmap" and engine == "auto" else None
+        groups[key] = Group(s, fn, fn.evaluation(), batched, peeked[id(sources[key])], validations.get(fold), spare)
+        own = [k for k in every if table.keys[k] == key]
+        for start in range(0, len(own), chosen.member_chunk):
+            part = own[start : start + chosen.member_chunk]
+            chunks.append(Chunk(groups[key], part, *stacked(part, s)))
+    eval_fn = groups[keys[0]].eval_fn
+    eval_kind = selfcheck.evaluation_kind(fns[seed], eval_fn, batch, loss_fn, chosen.kind)
+    if validations:
+        rows = preflight.evaluation_rows(eval_fn.with_substitutes(None), loss_fn, batch)
+        validations = {fold: in_batches(val, rows) for fold, val in validations.items()}
+        for (fold, _), group in groups.items():
+            group.validation = validations[fold]
+        first = validations[keys[0][0]]
+        selection = replace(selection, validation=first)
+        preflight.check_validation(fns[seed], eval_fn, first)
+
+    first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
+    driver = Driver(
+        [*groups.values()], chunks, chosen, eval_kind, len(table), settings.epochs, settings.on_epoch, first_block
+    )
+    bar = Progress(settings.epochs, f"l2path: {len(table)} members", settings.progress)
+    try:
+        with deferred_interrupt() as interrupt:
+            complete = driver.run(interrupt, bar)
+    except Exception as error:
+        explain(error, driver, loss_fn)
+        keep_partial(error, driver, table, names, selection)
+        raise
+    finally:
+        bar.close()
+    diverged = [k for k, status in enumerate(driver.record.status) if status == "diverged"]
+    if diverged:
+        warnings.warn(
+            f"{len(diverged)} of {len(table)} members diverged and keep their last finite state: {diverged[:10]}"
+            f"{'...' if len(diverged) > 10 else ''}, the first at step {driver.record.diverged_at[diverged[0]]}",
+            DivergenceWarning,
+            stacklevel=3,
+        )
+    if not complete:
+        warnings.warn(
+            f"interrupted after {driver.epoch} of {settings.epochs} epochs: the result holds what was trained "
+            "(result.complete is False), and the program goes on",
+            IncompleteWarning,
+            stacklevel=3,
+        )
+    return finish(driver, table, names, selection, complete=complete)
+
+
+def in_batches(val: Validation, rows: int) -> Validation:
+    """Return validation data in batches of so many rows; a stream keeps its own."""
+    return replace(val, source=val.source.with_batch_size(rows)) if isinstance(val.source, RowSource) else val
