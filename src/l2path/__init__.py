@@ -1,5 +1,6 @@
 """Train a PyTorch model at every L2 strength at once, and say which one to take."""
 
+from l2path.crossval import CVResult, Fold, Refit, cross_validate
 from l2path.engine import Engine
 from l2path.errors import (
     ArgumentError,
@@ -10,6 +11,7 @@ from l2path.errors import (
     IncompleteWarning,
     L2PathError,
     L2PathWarning,
+    MissingClassWarning,
     MissingExtraError,
     MixedDecayWarning,
     ModuleStateWarning,
@@ -59,11 +61,13 @@ __all__ = [
     "ArgumentError",
     "BoundaryWarning",
     "BroadcastWarning",
+    "CVResult",
     "CheckReport",
     "DivergenceWarning",
     "Engine",
     "EngineWarning",
     "EpochEvent",
+    "Fold",
     "Functional",
     "IncompleteWarning",
     "L2PathError",
@@ -71,6 +75,7 @@ __all__ = [
     "Member",
     "Metric",
     "Metrics",
+    "MissingClassWarning",
     "MissingExtraError",
     "MixedDecayWarning",
     "ModuleStateWarning",
@@ -78,6 +83,7 @@ __all__ = [
     "Optimizer",
     "PathResult",
     "ReductionWarning",
+    "Refit",
     "RidgePath",
     "StabilityWarning",
     "TrainState",
@@ -94,6 +100,7 @@ __all__ = [
     "check",
     "clip_by_global_norm",
     "clip_by_value",
+    "cross_validate",
     "data_order",
     "ema",
     "expand_lambdas",

@@ -43,7 +43,7 @@ ROWS: tuple[frozenset[str], ...] = (
 )
 FACES = ROWS[1]
 # What result.plot() draws with, and its type: both import matplotlib when it is called, or for checking types alone.
-FACE_MODULES = {"l2path.path.figures", "l2path.path.result"}
+FACE_MODULES = {"l2path.path.figures", "l2path.path.result", "l2path.crossval.figure", "l2path.crossval.result"}
 RUNTIME = {"torch", "numpy"}
 
 

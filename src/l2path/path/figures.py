@@ -44,10 +44,10 @@ def _positions(result: Outcome) -> FloatArray:
     return values[list(result.table.points)]
 
 
-def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
+def x_axis(axis: Axes, result: Outcome, values: FloatArray, unordered: str = "member") -> FloatArray:
     """Label the x axis and return where to draw: 0 sits one step left of the smallest positive value."""
     if result.path_values is None:
-        axis.set_xlabel("member")
+        axis.set_xlabel(unordered)
         return values
     axis.set_xlabel(result.table.main_axis)
     positive = np.unique(values[values > 0])
@@ -63,7 +63,7 @@ def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
     return np.where(values > 0, values, zero)
 
 
-def _log_y(axis: Axes) -> None:
+def log_y(axis: Axes) -> None:
     """Make the y axis logarithmic, with plain numbers at its ticks."""
     from matplotlib.ticker import LogLocator
 
@@ -82,7 +82,7 @@ def _mark(axis: Axes, x: FloatArray, chosen: int | None, result: Outcome) -> Non
 
 
 def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
-    x = _x_axis(axis, result, values)
+    x = x_axis(axis, result, values)
     axis.set_title("Validation" if chosen is not None else "Training objective (no validation data)")
     order = np.argsort(x, kind="stable")
     if chosen is None:
@@ -115,7 +115,7 @@ def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | N
     axis.set_ylabel(result.select.name)
     finite = y[np.isfinite(y)]
     if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
-        _log_y(axis)
+        log_y(axis)
     _mark(axis, x, chosen, result)
     axis.legend(fontsize=8, frameon=False)
 
@@ -128,7 +128,7 @@ def _over_seeds(result: Outcome, rows: FloatArray) -> FloatArray:
 
 
 def _norms(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
-    x = _x_axis(axis, result, values)
+    x = x_axis(axis, result, values)
     positions = _over_seeds(result, x)
     order = np.argsort(positions, kind="stable")
     styles = ["-", "--", "-.", ":"]
@@ -172,7 +172,7 @@ def _curves(axis: Axes, result: Outcome) -> None:
     axis.set_title("Training")
     finite = rows[np.isfinite(rows)]
     if finite.size and finite.min() > 0 and finite.max() > LOG_RATIO * finite.min():
-        _log_y(axis)
+        log_y(axis)
     axis.legend(
         fontsize=7,
         frameon=False,

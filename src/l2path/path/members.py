@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from l2path.optimizers.hyper import FRACTIONS
 from l2path.penalty import LambdaAxis, Names, WeightsOnly, lambda_axis
 from l2path.penalty.axis import is_spec_list
 from l2path.penalty.specs import strength_dtype
+from l2path.trees import map_tensors
 from l2path.types import Lambdas, LambdaSpec
 
 
@@ -32,6 +33,10 @@ class HyperAxis:
 
     values: Tensor | Lambdas
     labels: tuple[Any, ...]
+
+    def only(self, i: int) -> HyperAxis:
+        """Return the axis with one of its values."""
+        return HyperAxis(map_tensors(lambda v: v[i : i + 1], self.values), self.labels[i : i + 1])
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,29 @@ class Members:
     def n_points(self) -> int:
         """P, the number of points of the path."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def in_folds(self, folds: int) -> Members:
+        """Return the same members once for each fold."""
+        n = len(self)
+        index = {name: rows * folds for name, rows in self.index.items()}
+        own = tuple(f for f in range(folds) for _ in range(n))
+        return replace(self, folds=own, seeds=self.seeds * folds, points=self.points * folds, index=index)
+
+    def only(self, point: int) -> Members:
+        """Return the members of one point of the path, which is then all there is of it."""
+        rows = [k for k, p in enumerate(self.points) if p == point]
+        at = {name: own[rows[0]] for name, own in self.index.items()}
+        zeros = (0,) * len(rows)
+        return Members(
+            folds=tuple(self.folds[k] for k in rows),
+            seeds=tuple(self.seeds[k] for k in rows),
+            points=zeros,
+            index=dict.fromkeys(self.index, zeros),
+            shape=(1,) * len(self.shape),
+            axis_names=self.axis_names,
+            lambdas=None if self.lambdas is None else self.lambdas.only(at["lambda"]),
+            hyper={name: axis.only(at[name]) for name, axis in self.hyper.items()},
+        )
 
     def strengths(self, names: Names, members: Sequence[int]) -> Lambdas:
         """Return the lambdas of these members by parameter, ``[C, ...]``."""
@@ -153,7 +181,6 @@ def build_members(
     sweep: Mapping[str, Any] | None,
     seeds: Sequence[int],
     members: Sequence[Mapping[str, Any]] | None,
-    folds: int = 1,
 ) -> Members:
     """Cross the axes, or take an explicit list.
 
@@ -166,8 +193,6 @@ def build_members(
     seeds : sequence of int
     members : sequence of dicts, or None
         Each with the same keys out of "lambdas", "seed" and names of hyperparameters.
-    folds : int
-        How often all of it is repeated.
 
     Raises
     ------
@@ -175,7 +200,7 @@ def build_members(
         If nothing is swept at all, if both forms are given, or if a value makes no sense.
     """
     if members is not None:
-        return _explicit(names, members, lambdas, sweep, seeds, folds)
+        return _explicit(names, members, lambdas, sweep, seeds)
     hyper = {name: hyper_axis(names, name, values) for name, values in (sweep or {}).items()}
     axis = None if lambdas is None else lambda_axis(names, lambdas)
     if axis is None and not hyper:
@@ -188,12 +213,11 @@ def build_members(
     axis_names = (*hyper, *(("lambda",) if axis is not None else ()))
     shape = (*(len(h.labels) for h in hyper.values()), *((len(axis),) if axis is not None else ()))
     rows = list(itertools.product(*(range(n) for n in shape)))
-    runs = list(itertools.product(range(folds), seeds))
-    index = {name: tuple(row[i] for _ in runs for row in rows) for i, name in enumerate(axis_names)}
+    index = {name: tuple(row[i] for _ in seeds for row in rows) for i, name in enumerate(axis_names)}
     return Members(
-        folds=tuple(f for f, _ in runs for _ in rows),
-        seeds=tuple(s for _, s in runs for _ in rows),
-        points=tuple(range(len(rows))) * len(runs),
+        folds=(0,) * len(seeds) * len(rows),
+        seeds=tuple(s for s in seeds for _ in rows),
+        points=tuple(range(len(rows))) * len(seeds),
         index=index,
         shape=shape,
         axis_names=axis_names,
@@ -208,7 +232,6 @@ def _explicit(
     lambdas: LambdaSpec | None,
     sweep: Mapping[str, Any] | None,
     seeds: Sequence[int],
-    folds: int,
 ) -> Members:
     if lambdas is not None or sweep is not None:
         raise ArgumentError(
@@ -225,21 +248,12 @@ def _explicit(
             expected="at least one dict, all with the same keys ('lambdas', 'seed', 'lr', ...)",
             remedy="write every key in every entry",
         )
-    # In several folds every entry is trained under every seed.
-    runs = list(itertools.product(range(folds), seeds if folds > 1 else seeds[:1]))
-    if folds > 1 and "seed" in rows[0]:
-        raise ArgumentError(
-            "members", got="'seed' in entries", expected="no seeds here", remedy="pass seeds=(0, 1, 2) beside members"
-        )
-    count = tuple(range(len(rows))) * len(runs)
-    own = tuple(s for _, s in runs for _ in rows)
-    if "seed" in rows[0]:
-        own = tuple(check_seed(row["seed"], "members") for row in rows)
+    count = tuple(range(len(rows)))
+    own = tuple(check_seed(row["seed"], "members") for row in rows) if "seed" in rows[0] else (seeds[0],) * len(rows)
     axis = lambda_axis(names, [row["lambdas"] for row in rows]) if "lambdas" in rows[0] else None
     hyper = {k: hyper_axis(names, k, [row[k] for row in rows]) for k in rows[0] if k not in ("lambdas", "seed")}
     index = {name: count for name in (*hyper, *(("lambda",) if axis is not None else ()))}
-    of = tuple(f for f, _ in runs for _ in rows)
-    return Members(of, own, count, index, (len(rows),), ("member",), axis, hyper)
+    return Members((0,) * len(rows), own, count, index, (len(rows),), ("member",), axis, hyper)
 
 
 def hyper_axis(names: Names, name: str, values: Any) -> HyperAxis:

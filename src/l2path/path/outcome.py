@@ -211,7 +211,7 @@ class Outcome:
                 f"no member has a finite {self.select.name} ({self.status.count('diverged')} of {len(self)} diverged). "
                 "Remedy: lower the learning rate or the largest lambda"
             )
-        point = best_index(self.cvm.ravel(), self._strength_rank(), greater_is_better=self.select.greater_is_better)
+        point = best_index(self.cvm.ravel(), self.strength_rank(), greater_is_better=self.select.greater_is_better)
         own = [k for k, p in enumerate(self.table.points) if p == point]
         ties = np.zeros(len(own))
         return self.member(own[best_index(scores[own], ties, greater_is_better=self.select.greater_is_better)])
@@ -223,7 +223,7 @@ class Outcome:
             return None
         return self.best.index
 
-    def _strength_rank(self) -> FloatArray:
+    def strength_rank(self) -> FloatArray:
         """Return ``[P]`` ranks of how strongly each point shrinks: by lambda, then by decay."""
         totals = np.zeros((2, self.table.n_points))
         totals[:, list(self.table.points)] = self.table.totals(self.names)
@@ -290,33 +290,31 @@ class Outcome:
     @cached_property
     def boundary(self) -> str | None:
         """What to try next if the best value is an end of the grid; None if it is inside (or was not chosen)."""
-        if self.chosen is None:
-            return None
-        values = self.path_values
-        if values is None:
-            return None
-        point = self.table.points[self.chosen]
-        side = boundary_side(point, values)
-        if side is None:
-            return None
-        if np.ptp(self.cvm[np.isfinite(self.cvm)]) == 0:
-            return None  # all the same: no edge is better
-        value, n = float(values[point]), max(len(values), 10)
-        # The next grid reaches back over the neighbour: an optimum at this very edge is then inside of it.
-        inner = np.unique(values[(values < value) & (values > 0)] if side == "high" else values[values > value])
-        near = float(inner[-1] if side == "high" else inner[0]) if inner.size else value
-        low, high = (near, value * 100) if side == "high" else (value / 100, near)
-        what = self.table.main_axis
-        if not all(isinstance(label, float) for label in self._labels(what)):
-            factor = "100 times larger" if side == "high" else "100 times smaller"
-            return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
-        if what not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
-            return f"the best {what}, {value:.4g}, is the {side} end of the grid"
-        grid = f"l2path.lambda_grid({low:.2g}, {high:.2g}, {n})"
-        grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
-        return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"
+        return None if self.chosen is None else boundary_note(self, self.table.points[self.chosen], self.cvm)
 
-    def _labels(self, axis: str) -> tuple[Any, ...]:
-        if axis == "lambda" and self.table.lambdas is not None:
-            return self.table.lambdas.labels
-        return self.table.hyper[axis].labels
+
+def boundary_note(result: Outcome, point: int, scores: FloatArray) -> str | None:
+    """Say what to try next if a point is an end of the grid; None if it is inside, or there is no one order."""
+    values = result.path_values
+    if values is None:
+        return None
+    side = boundary_side(point, values)
+    if side is None:
+        return None
+    if np.ptp(scores[np.isfinite(scores)]) == 0:
+        return None  # all the same: no edge is better
+    value, n = float(values[point]), max(len(values), 10)
+    # The next grid reaches back over the neighbour: an optimum at this very edge is then inside of it.
+    inner = np.unique(values[(values < value) & (values > 0)] if side == "high" else values[values > value])
+    near = float(inner[-1] if side == "high" else inner[0]) if inner.size else value
+    low, high = (near, value * 100) if side == "high" else (value / 100, near)
+    what = result.table.main_axis
+    axis: Any = result.table.lambdas if what == "lambda" else result.table.hyper[what]
+    if not all(isinstance(label, float) for label in axis.labels):
+        factor = "100 times larger" if side == "high" else "100 times smaller"
+        return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
+    if what not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
+        return f"the best {what}, {value:.4g}, is the {side} end of the grid"
+    grid = f"l2path.lambda_grid({low:.2g}, {high:.2g}, {n})"
+    grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
+    return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"

@@ -45,9 +45,9 @@ def report(result: Outcome) -> str:
             add("lambda", [show(label["lambda"]) for label in labels])
     for name, rows in result.history.items():
         last = np.array([float(rows[n - 1, k]) if n else np.nan for k, n in enumerate(result.epochs_trained)])
-        add(name, [_number(float(last[g].mean())) for g in groups])
+        add(name, [number(float(last[g].mean())) for g in groups])
     if several and result.select.validation is not None:
-        add("sd over seeds", [_number(float(result.scores[g].std(ddof=1))) for g in groups])
+        add("sd over seeds", [number(float(result.scores[g].std(ddof=1))) for g in groups])
     chosen = None if best is None else next(row for row, g in enumerate(groups) if best in g)
     sure = result.uncertainty
     if chosen is not None and not several and sure.differences is not None and sure.difference_errors is not None:
@@ -113,7 +113,8 @@ def _what(result: Outcome, k: int) -> str:
     return ", ".join(f"{name} {show(value)}" for name, value in label.items())
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a score as text."""
     return f"{value:.4f}" if 0.1 <= abs(value) < 1e5 or value == 0 else f"{value:.4g}"
 
 

@@ -88,7 +88,6 @@ def prepare(
     module: nn.Module | Callable[[], nn.Module],
     seeds: Sequence[int],
     *,
-    folds: int = 1,
     lambdas: LambdaSpec | None,
     sweep: Sweep | None,
     members: Sequence[Mapping[str, Any]] | None,
@@ -99,7 +98,7 @@ def prepare(
     same = functionalize(module) if isinstance(module, nn.Module) else None
     fns = {s: same or functional_of(module, s, device) for s in seeds}
     names = describe(fns[seeds[0]])
-    table = build_members(names, lambdas=lambdas, sweep=sweep, seeds=seeds, members=members, folds=folds)
+    table = build_members(names, lambdas=lambdas, sweep=sweep, seeds=seeds, members=members)
     for s in table.seeds:
         if s not in fns:
             fns[s] = same or functional_of(module, s, device)

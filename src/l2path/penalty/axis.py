@@ -37,6 +37,13 @@ class LambdaAxis:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def only(self, i: int) -> LambdaAxis:
+        """Return the path with one of its points."""
+        strengths = {name: v[i : i + 1] for name, v in self.strengths.items()}
+        by_pattern = isinstance(self.values, dict)
+        values = {p: v[i : i + 1] for p, v in self.values.items()} if by_pattern else self.values[i : i + 1]
+        return LambdaAxis(strengths, self.labels[i : i + 1], values)
+
 
 def is_spec_list(spec: LambdaSpec) -> bool:
     """Return whether ``spec`` is a list of whole specs, and not a list of numbers."""

@@ -1,0 +1,7 @@
+"""Cross-validation: folds, seeds and lambdas in one run."""
+
+from l2path.crossval.cross_validate import cross_validate
+from l2path.crossval.folds import Fold
+from l2path.crossval.result import CVResult, Refit
+
+__all__ = ["CVResult", "Fold", "Refit", "cross_validate"]

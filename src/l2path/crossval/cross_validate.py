@@ -1,0 +1,213 @@
+"""``cross_validate``: folds, seeds and lambdas as one batched run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from l2path.crossval.folds import IndexArray, make_folds, warn_missing_classes
+from l2path.crossval.preprocess import check_preprocess, fitted
+from l2path.crossval.result import CVResult, Refit
+from l2path.data import Place, RowSource, Source, make_source
+from l2path.engine import Engine
+from l2path.errors import ArgumentError
+from l2path.losses import FullLoss, ModelLoss
+from l2path.optimizers import Optimizer
+from l2path.path.chunks import EpochEvent
+from l2path.path.evaluation import Metric, Validation, check_metrics
+from l2path.path.outcome import Selection
+from l2path.path.run import Key, Settings, check_settings, train_members
+from l2path.path.setup import Anchor, check_seeds, device_of, prepare, quiet, selection_of
+from l2path.training import GradTransform
+from l2path.trees import map_tensors
+from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
+
+
+def cross_validate(
+    module: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    *,
+    loss_fn: LossFn | FullLoss,
+    optimizer: Optimizer,
+    lambdas: LambdaSpec | None = None,
+    sweep: Sweep | None = None,
+    members: Sequence[Mapping[str, Any]] | None = None,
+    folds: Any = 5,
+    groups: Any = None,
+    preprocess: Any = None,
+    epochs: int,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    metrics: Mapping[str, Metric | MetricFn] | None = None,
+    select: str = "val_loss",
+    anchor: Anchor | None = None,
+    grad_transform: GradTransform | None = None,
+    unused: Literal["freeze", "train"] = "freeze",
+    on_epoch: Callable[[EpochEvent], Any] | None = None,
+    progress: bool | None = None,
+    engine: Engine | Literal["auto", "vmap", "loop"] = "auto",
+    member_chunk: int | Literal["auto"] = "auto",
+) -> CVResult:
+    """Train every lambda in every fold under every seed, all at once, and say which lambda to take.
+
+    A member sees the training rows of its fold only, picked by index: it equals a run of :func:`batch_train` on those
+    rows. All lambdas share folds, seeds, order and random masks, so that their scores are compared in pairs.
+
+    Parameters
+    ----------
+    module, loss_fn, optimizer, lambdas, sweep, epochs, batch_size, shuffle, seed, seeds, metrics, select, anchor,
+    grad_transform, unused, on_epoch, progress, engine, member_chunk
+        As for :func:`batch_train`. A callable that makes the module is called once for each seed, and its weights start
+        the seed's members in all folds.
+    data : (inputs, targets) or Dataset
+        Rows that can be picked by index; a DataLoader cannot be split into folds.
+    members : list of dicts, optional
+        As for :func:`batch_train`; every entry is trained in every fold.
+    folds : int, splitter, fold numbers or pairs
+        A number of folds, drawn under the first seed; an object with scikit-learn's ``split(X, y, groups)``
+        (stratified, grouped, time series); the number of each row's fold, ``[n]``; or pairs ``(train, test)`` of
+        positions.
+    groups : ``[n]``, optional
+        For a splitter that keeps groups together.
+    preprocess : transformer or function, optional
+        Fitted on the training rows of each fold alone: anything with scikit-learn's ``fit`` and ``transform``, or a
+        function that is given the training inputs and returns the function to apply to inputs.
+
+    Returns
+    -------
+    CVResult
+        With K members ordered (fold, seed, swept hyperparameters ..., lambda), lambda fastest.
+
+    Raises
+    ------
+    ArgumentError
+        Before training starts: for folds that leak, are empty or more than the rows, and as :func:`batch_train`.
+
+    Examples
+    --------
+    >>> import l2path
+    >>> x = torch.linspace(-1, 1, 30).unsqueeze(1)
+    >>> cv = cross_validate(
+    ...     nn.Linear(1, 1), (x, 2 * x + x**3), loss_fn=nn.functional.mse_loss, optimizer=l2path.sgd(lr=0.1),
+    ...     lambdas=[1.0, 0.1, 0.0], folds=3, epochs=100,
+    ... )
+    >>> cv.lambda_min, cv.fold_scores.shape
+    (0.0, (3, 3))
+    """
+    settings = Settings(
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        epochs=epochs,
+        anchor=anchor,
+        grad_transform=grad_transform,
+        unused=unused,
+        on_epoch=on_epoch,
+        progress=progress,
+        engine=engine,
+        member_chunk=member_chunk,
+        sweep=sweep or {},
+    )
+    check_settings(settings)
+    check_preprocess(preprocess)
+    seeds_ = check_seeds(seed, seeds)
+    path: dict[str, Any] = {"lambdas": lambdas, "sweep": sweep, "members": members}
+    with quiet(device_of(module)):
+        fns, table, place = prepare(module, seeds_, **path)
+        rows = all_rows(data, place, batch_size)
+        inputs, targets = sides(data, rows, loss_fn)
+        found = make_folds(folds, rows.rows, inputs=inputs, targets=targets, groups=groups, seed=seeds_[0])
+        warn_missing_classes(found, targets)
+        table = table.in_folds(len(found))
+        checked = check_metrics(metrics)
+        sources: dict[Key, Source] = {}
+        validations: dict[int, Validation] = {}
+        for number, fold in enumerate(found):
+            pick = rows.pick if preprocess is None else preprocessed(preprocess, inputs, targets, fold.train)
+            train, test = torch.from_numpy(fold.train), torch.from_numpy(fold.test)
+            own = RowSource(partial(picked, pick, train), len(train), rows.batch_size, None)
+            sources.update({(number, s): own.with_seed(s) if shuffle else own for s in table.seeds})
+            held_out = RowSource(partial(picked, pick, test), len(test), len(test), None)
+            validations[number] = Validation(held_out, loss_fn, checked)
+        selection = selection_of(select, metrics or {}, checked, validations[0])
+        trained = train_members(fns, table, sources, validations, selection, settings)
+    again = partial(refit, module, data, preprocess, batch_size, shuffle, settings, path)
+    return CVResult(trained, found, seeds_, again)
+
+
+def refit(
+    module: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    preprocess: Any,
+    batch_size: int | None,
+    shuffle: bool,
+    settings: Settings,
+    path: Mapping[str, Any],
+    point: int,
+    seeds: Sequence[int],
+) -> Refit:
+    """Train one point of the path on all rows."""
+    with quiet(device_of(module)):
+        fns, table, place = prepare(module, seeds, **path)
+        rows = all_rows(data, place, batch_size)
+        transform, pick = None, rows.pick
+        if preprocess is not None:
+            inputs, targets = sides(data, rows, settings.loss_fn)
+            every = np.arange(rows.rows)
+            transform, pick = fitted(preprocess, inputs), preprocessed(preprocess, inputs, targets, every)
+        whole = RowSource(pick, rows.rows, rows.batch_size, None)
+        sources: dict[Key, Source] = {(0, s): whole.with_seed(s) if shuffle else whole for s in seeds}
+        settings = replace(settings, on_epoch=None)  # a hook counts on the members of the first run
+        trained = train_members(fns, table.only(point), sources, {}, Selection("val_loss", False, None), settings)
+    return Refit(trained, transform)
+
+
+def all_rows(data: Any, place: Place, batch_size: int | None) -> RowSource:
+    """Return data whose rows can be picked by index."""
+    if isinstance(data, (DataLoader, IterableDataset)):
+        raise ArgumentError(
+            "data",
+            got=f"a {type(data).__name__}",
+            expected="rows that can be picked by index: tensors, arrays or a map-style Dataset",
+            remedy="pass the dataset of the loader, with batch_size= here",
+        )
+    source = make_source(data, argument="data", batch_size=batch_size, seed=0, place=place)
+    assert isinstance(source, RowSource)  # of anything that is no stream
+    return source
+
+
+def sides(data: Any, rows: RowSource, loss_fn: LossFn | FullLoss) -> tuple[Any, Any]:
+    """Return inputs and targets of all rows as tensors; None each where data do not come apart in memory."""
+    plain = not isinstance(data, Dataset) or type(data) is TensorDataset
+    if not plain or isinstance(loss_fn, ModelLoss):
+        return None, None
+    whole = rows.pick(torch.arange(rows.rows))
+    return (whole[0], whole[1]) if isinstance(whole, (tuple, list)) and len(whole) == 2 else (None, None)
+
+
+def preprocessed(preprocess: Any, inputs: Any, targets: Any, train: IndexArray) -> Callable[[Tensor], Any]:
+    """Return how to pick rows whose inputs are transformed by what the training rows say."""
+    if inputs is None:
+        raise ArgumentError(
+            "preprocess",
+            got="data that do not come apart into inputs and targets in memory",
+            expected="data=(inputs, targets), tensors or arrays, with loss_fn(outputs, targets)",
+            remedy="preprocess in the Dataset or in the module, where nothing is learned from held-out rows",
+        )
+    index = torch.from_numpy(train)
+    transform = fitted(preprocess, map_tensors(lambda x: x[index.to(x.device)], inputs))
+    done = transform(inputs), targets
+    return lambda rows: map_tensors(lambda x: x.index_select(0, rows.to(x.device)), done)
+
+
+def picked(pick: Callable[[Tensor], Any], rows: Tensor, index: Tensor) -> Any:
+    """Return rows of a fold by their position in it."""
+    return pick(rows[index])

@@ -1,0 +1,302 @@
+"""What ``cross_validate`` returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from l2path.crossval.folds import Fold
+from l2path.crossval.preprocess import Transform
+from l2path.errors import ArgumentError, BoundaryWarning, NoScoreError
+from l2path.path import PathResult
+from l2path.path.outcome import boundary_note
+from l2path.path.report import number, show
+from l2path.path.setup import check_seeds
+from l2path.scores import FloatArray, best_index, fold_summary, one_se_index
+from l2path.tables import format_table
+from l2path.types import Tree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One point of the path, trained on all rows.
+
+    Attributes
+    ----------
+    members : PathResult
+        One member for each seed.
+    transform : callable or None
+        What preprocessing learned from all rows, as a function of inputs.
+    """
+
+    members: PathResult
+    transform: Transform | None
+
+    def state_dict(self, seed: int | None = None) -> dict[str, Any]:
+        """Return what the original module loads with ``strict=True``; of the first seed by default."""
+        return self.members.member(self._index(seed)).state_dict()
+
+    def module(self, seed: int | None = None) -> nn.Module:
+        """Return a new module of the original class with the weights; of the first seed by default."""
+        return self.members.member(self._index(seed)).module()
+
+    def predict(self, inputs: Any) -> Tree:
+        """Return outputs in eval mode, ``[S, B, ...]`` for S seeds, after the preprocessing."""
+        return self.members.predict(inputs if self.transform is None else self.transform(inputs))
+
+    def _index(self, seed: int | None) -> int:
+        seeds = self.members.table.seeds
+        if seed is not None and seed not in seeds:
+            raise ArgumentError("seed", got=repr(seed), expected=f"one of {list(seeds)}", remedy="leave it out")
+        return 0 if seed is None else seeds.index(seed)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class CVResult:
+    """A cross-validated path; ``print`` it.
+
+    Scores are those of ``select``, at the last epoch, on the held-out rows of each fold. P stands for the points of
+    the path, in its own shape where it has several axes.
+
+    Attributes
+    ----------
+    members : PathResult
+        All K members with their history, weights and scores; its own choice is of single members.
+    folds : tuple of Fold
+        Rows trained on and held out.
+    seeds : tuple of int
+    """
+
+    members: PathResult
+    folds: tuple[Fold, ...]
+    seeds: tuple[int, ...]
+    _refit: Callable[[int, Sequence[int]], Refit]
+
+    def __post_init__(self) -> None:
+        """Warn where the best point is an end of the grid."""
+        if self.boundary is not None:
+            warnings.warn(self.boundary, BoundaryWarning, stacklevel=4)
+
+    @cached_property
+    def seed_scores(self) -> FloatArray:
+        """``[F, S, *P]`` scores by fold and seed; NaN for members that diverged."""
+        table = self.members.table
+        runs = len(table) // table.n_points
+        return self.members.scores.reshape(len(self.folds), runs // len(self.folds), *table.shape)
+
+    @cached_property
+    def fold_scores(self) -> FloatArray:
+        """``[F, *P]`` scores by fold, averaged over the seeds."""
+        return np.asarray(self.seed_scores.mean(axis=1), dtype=np.float64)
+
+    @cached_property
+    def _summary(self) -> tuple[FloatArray, FloatArray]:
+        sizes = np.array([len(fold.test) for fold in self.folds], dtype=np.float64)
+        shape = self.members.table.shape
+        cvm, cvsd = fold_summary(self.fold_scores.reshape(len(self.folds), -1), sizes)
+        return cvm.reshape(shape), cvsd.reshape(shape)
+
+    @property
+    def cvm(self) -> FloatArray:
+        """``[*P]`` mean score over the folds, weighted by their held-out rows; NaN where a fold has none."""
+        return self._summary[0]
+
+    @property
+    def cvsd(self) -> FloatArray:
+        """``[*P]`` standard error of ``cvm`` (see :func:`l2path.scores.fold_summary`)."""
+        return self._summary[1]
+
+    @property
+    def cvup(self) -> FloatArray:
+        """``cvm + cvsd``."""
+        return self.cvm + self.cvsd
+
+    @property
+    def cvlo(self) -> FloatArray:
+        """``cvm - cvsd``."""
+        return self.cvm - self.cvsd
+
+    @cached_property
+    def index_min(self) -> int:
+        """Number of the point with the best ``cvm``; ties go to the strongest shrinkage.
+
+        Raises
+        ------
+        NoScoreError
+            If no point has a finite score in every fold.
+        """
+        if not np.isfinite(self.cvm).any():
+            raise NoScoreError(
+                f"no point of the path has a finite {self.members.select.name} in every fold "
+                f"({self.members.status.count('diverged')} of {len(self.members)} members diverged). "
+                "Remedy: lower the learning rate or the largest lambda"
+            )
+        return best_index(self.cvm.ravel(), self.members.strength_rank(), greater_is_better=self._greater)
+
+    @property
+    def one_dimensional(self) -> bool:
+        """Whether the points have one order of strength, which the one-standard-error rule needs."""
+        return self.members.path_values is not None and self.members.table.main_axis in ("lambda", "decay")
+
+    @cached_property
+    def index_1se(self) -> int:
+        """Number of the strongest point within one standard error of the best.
+
+        Raises
+        ------
+        NoScoreError
+            As :attr:`index_min`, and where the path is not one-dimensional.
+        """
+        if not self.one_dimensional:
+            raise NoScoreError(
+                "the one-standard-error rule needs a path with one order of strength: one axis of lambdas, or of a "
+                "decay. Remedy: take index_min, or cross-validate one axis at the best values of the others"
+            )
+        return one_se_index(
+            self.cvm.ravel(),
+            self.cvsd.ravel(),
+            self.members.strength_rank(),
+            self.index_min,
+            greater_is_better=self._greater,
+        )
+
+    @property
+    def lambda_min(self) -> Any:
+        """The lambda of the best point, as it was given: a float, {pattern: value}, or a spec."""
+        return self._lambda(self.index_min)
+
+    @property
+    def lambda_1se(self) -> Any:
+        """The largest lambda whose score is within one standard error of the best."""
+        return self._lambda(self.index_1se)
+
+    def point(self, index: int) -> dict[str, Any]:
+        """Return what a point of the path stands for: "lambda" and swept hyperparameters by name."""
+        label = self.members.table.label(self.members.table.points.index(index))
+        label.pop("seed")
+        return label
+
+    @property
+    def boundary(self) -> str | None:
+        """What to try next if the best point is an end of the grid; None if it is inside."""
+        if not np.isfinite(self.cvm).any():
+            return None
+        return boundary_note(self.members, self.index_min, self.cvm)
+
+    def refit(self, at: str | int = "1se", *, seeds: Sequence[int] | None = None) -> Refit:
+        """Train one point of the path on all rows, as the members were trained.
+
+        Parameters
+        ----------
+        at : {"1se", "min"} or int
+            The strongest point within one standard error of the best, the best one, or the number of a point.
+        seeds : sequence of int, optional
+            Those of the cross-validation by default.
+
+        Returns
+        -------
+        Refit
+            With ``state_dict()``, ``module()`` and ``predict(inputs)``.
+
+        Raises
+        ------
+        ArgumentError
+            For another word, or a number that is out of range.
+        NoScoreError
+            As :attr:`index_1se` and :attr:`index_min`.
+        """
+        if at in ("1se", "min"):
+            index = self.index_1se if at == "1se" else self.index_min
+        elif isinstance(at, (int, np.integer)) and not isinstance(at, bool) and 0 <= at < self.members.table.n_points:
+            index = int(at)
+        else:
+            raise ArgumentError(
+                "at",
+                got=repr(at),
+                expected=f"'1se', 'min' or a number from 0 to {self.members.table.n_points - 1}",
+                remedy="see print(cv) for the points",
+            )
+        chosen = self.seeds if seeds is None else check_seeds(None, seeds)
+        return self._refit(index, chosen)
+
+    def plot(self) -> Figure:
+        """Draw the validation curve over the folds with both choices marked.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib (the extra ``plot``).
+        """
+        from l2path.crossval.figure import draw
+
+        return draw(self)
+
+    @property
+    def _greater(self) -> bool:
+        return self.members.select.greater_is_better
+
+    def _lambda(self, index: int) -> Any:
+        found = self.point(index)
+        if "lambda" not in found:
+            raise NoScoreError(f"no lambdas were trained. Remedy: read cv.point({index}), which is {found}")
+        return found["lambda"]
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    def __repr__(self) -> str:
+        n = self.members.table.n_points
+        return f"CVResult({len(self.folds)} folds, {len(self.seeds)} seeds, {n} points)"
+
+
+def _table(cv: CVResult) -> str:
+    """Return the table of a cross-validation, and below it the choice."""
+    n, result = cv.members.table.n_points, cv.members
+    points = [cv.point(p) for p in range(n)]
+    header = ["point", *points[0], result.select.name, "se", *(f"fold {f}" for f in range(len(cv.folds))), ""]
+    known = np.isfinite(cv.cvm).any()
+    one = cv.index_1se if known and cv.one_dimensional else None
+    rows = []
+    scores = cv.fold_scores.reshape(len(cv.folds), -1)
+    for p, label in enumerate(points):
+        marks = [word for word, index in (("min", cv.index_min if known else None), ("1se", one)) if index == p]
+        cells = [number(cv.cvm.ravel()[p]), number(cv.cvsd.ravel()[p]), *(number(s) for s in scores[:, p])]
+        rows.append([str(p), *(show(v) for v in label.values()), *cells, ", ".join(marks)])
+    rows = rows if n <= 64 else [r for r in rows if r[-1]] + rows[:: max(1, n // 32)]
+    lines = [format_table(header, rows), ""]
+    seeds = f"{len(cv.seeds)} seeds" if len(cv.seeds) > 1 else "one seed"
+    lines.append(f"{len(cv.folds)} folds, {seeds}, {len(result)} members.")
+    if not known:
+        lines.append(f"No point has a finite {result.select.name} in every fold.")
+    else:
+        best = cv.index_min
+        direction = ", greater is better" if cv._greater else ""
+        what = ", ".join(f"{k} {show(v)}" for k, v in cv.point(best).items())
+        lines.append(
+            f"Best by {result.select.name}{direction}: point {best}, {what}, "
+            f"{cv.cvm.ravel()[best]:.4g} ± {cv.cvsd.ravel()[best]:.4g}."
+        )
+        if one is not None:
+            what = ", ".join(f"{k} {show(v)}" for k, v in cv.point(one).items())
+            lines.append(f"Strongest within one standard error: point {one}, {what}.")
+        if cv.boundary:
+            lines.append(f"Careful: {cv.boundary}.")
+    diverged = result.status.count("diverged")
+    if diverged:
+        lines.append(f"{diverged} of {len(result)} members diverged: their points have no score.")
+    if not result.complete:
+        lines.append(f"Incomplete: interrupted after {max(result.epochs_trained)} epochs.")
+    return "\n".join(lines)
