@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from l2path.crossval.figure import draw
 from l2path.crossval.folds import Fold
 from l2path.crossval.preprocess import Transform
 from l2path.errors import ArgumentError, BoundaryWarning, NoScoreError
@@ -240,9 +241,16 @@ class CVResult:
         MissingExtraError
             Without matplotlib (the extra ``plot``).
         """
-        from l2path.crossval.figure import draw
+        choices = {}
+        if np.isfinite(self.cvm).any():
+            choices["best"] = (self.index_min, self._what(self.index_min))
+            if self.one_dimensional:
+                choices["within 1 se"] = (self.index_1se, self._what(self.index_1se))
+        scores = self.fold_scores.reshape(len(self.folds), -1)
+        return draw(self.members, scores, self.cvm.ravel(), self.cvsd.ravel(), choices)
 
-        return draw(self)
+    def _what(self, index: int) -> str:
+        return ", ".join(f"{name} {show(value)}" for name, value in self.point(index).items())
 
     @property
     def _greater(self) -> bool:
@@ -284,14 +292,12 @@ def _table(cv: CVResult) -> str:
     else:
         best = cv.index_min
         direction = ", greater is better" if cv._greater else ""
-        what = ", ".join(f"{k} {show(v)}" for k, v in cv.point(best).items())
         lines.append(
-            f"Best by {result.select.name}{direction}: point {best}, {what}, "
+            f"Best by {result.select.name}{direction}: point {best}, {cv._what(best)}, "
             f"{cv.cvm.ravel()[best]:.4g} ± {cv.cvsd.ravel()[best]:.4g}."
         )
         if one is not None:
-            what = ", ".join(f"{k} {show(v)}" for k, v in cv.point(one).items())
-            lines.append(f"Strongest within one standard error: point {one}, {what}.")
+            lines.append(f"Strongest within one standard error: point {one}, {cv._what(one)}.")
         if cv.boundary:
             lines.append(f"Careful: {cv.boundary}.")
     diverged = result.status.count("diverged")
