@@ -531,21 +531,22 @@ FAMILIES: tuple[Family, ...] = (
     norm("LocalResponseNorm", image(lambda: nn.Conv2d(2, 4, 3), lambda: nn.LocalResponseNorm(2), features=64),
          numbers(*small)),
     norm("RMSNorm", between(lambda: nn.RMSNorm(6)), numbers(5)),
-    noise("Dropout", between(lambda: nn.Dropout(0.3)), numbers(5), note="masks are shared by all lambdas of a seed"),
+    noise("Dropout", between(lambda: nn.Dropout(0.3)), numbers(5), replaces="dropout",
+          note="masks are shared by all lambdas of a seed"),
     noise("Dropout2d", image(lambda: nn.Conv2d(2, 4, 3), lambda: nn.Dropout2d(0.3), features=64), numbers(*small)),
     noise("Dropout on sequences, transposed", lambda: Wired(
         lambda m, x: m.head(F.dropout(m.first(x).transpose(1, 2), 0.3, m.training).mean(2)),
         first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), replaces="dropout"),
     noise("AlphaDropout on sequences, transposed", lambda: Wired(
         lambda m, x: m.head(F.alpha_dropout(m.first(x).transpose(1, 2), 0.3, m.training).mean(2)),
-        first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), engine="loop", evaluation="looped"),
+        first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), replaces="alpha_dropout"),
     noise("noise added to inputs", lambda: Wired(
         lambda m, x: m.linear(x + 0.1 * torch.randn_like(x) if m.training else x), linear=nn.Linear(5, 2)),
-        numbers(5)),
+        numbers(5), replaces="randn_like"),
     noise("Gumbel softmax", lambda: Wired(
         lambda m, x: m.head(F.gumbel_softmax(m.first(x), tau=2.0) if m.training else m.first(x).softmax(1)),
         first=nn.Linear(5, 4), head=nn.Linear(4, 2)), numbers(5)),
-    noise("AlphaDropout", between(lambda: nn.AlphaDropout(0.3)), numbers(5)),
+    noise("AlphaDropout", between(lambda: nn.AlphaDropout(0.3)), numbers(5), replaces="alpha_dropout"),
     embed("Embedding", lambda: Wired(lambda m, x: m.head(m.embedding(x).mean(1)), embedding=nn.Embedding(10, 4),
           head=nn.Linear(4, 3)), tokens()),
     embed("Embedding, padding_idx", lambda: Wired(lambda m, x: m.head(m.embedding(x).mean(1)),
@@ -690,7 +691,8 @@ FAMILIES: tuple[Family, ...] = (
         ResidualBlock(2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), labels(*small), F.cross_entropy),
     real("depthwise-separable CNN", lambda: nn.Sequential(
         nn.Conv2d(2, 2, 3, groups=2, bias=False), nn.Conv2d(2, 5, 1, bias=False), nn.BatchNorm2d(5), nn.ReLU6(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(20, 3)), labels(*small), F.cross_entropy),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(20, 3)), labels(*small), F.cross_entropy,
+        replaces="dropout"),
     real("LSTM forecaster", Forecaster, numbers(*steps)),
     real("transformer classifier", TextClassifier, tokens(), F.cross_entropy),
     real("transformer classifier, dropout", lambda: TextClassifier(0.2), tokens(), F.cross_entropy,

@@ -38,7 +38,7 @@ from l2path.optimizers import (
     sgd,
 )
 from l2path.order import data_order, step_seed
-from l2path.path import CheckReport, EpochEvent, Member, Metric, PathResult, batch_train, check
+from l2path.path import CheckReport, EarlyStopping, EpochEvent, Member, Metric, PathResult, batch_train, check
 from l2path.penalty import expand_lambdas, l2_penalty, lambda_grid, lambda_table, weights_only
 from l2path.ridge import RidgePath, ridge_path
 from l2path.training import Metrics, TrainState, averaged_params, init_state, make_train_step
@@ -64,6 +64,7 @@ __all__ = [
     "CVResult",
     "CheckReport",
     "DivergenceWarning",
+    "EarlyStopping",
     "Engine",
     "EngineWarning",
     "EpochEvent",

@@ -103,6 +103,7 @@ def make_source(
     batch_size: int | None,
     seed: int | None,
     place: Place,
+    nan: bool = False,
 ) -> Source:
     """Return a source of batches.
 
@@ -119,6 +120,8 @@ def make_source(
         Of the order; None keeps the rows in order.
     place : Place
         Where the module's parameters are.
+    nan : bool
+        Whether tensors and arrays may hold NaN, for somebody else to fill in.
 
     Raises
     ------
@@ -173,13 +176,16 @@ def make_source(
         )
     rows = lengths.pop()
     _check_rows(rows, argument)
-    check_nan(tensors, argument)
-    if seed is None and (batch_size is None or batch_size >= rows):
-        # Copied, as picked rows are: a loss or a model that works in place must not spoil the data.
-        return RowSource(lambda index: tree_map(torch.clone, tensors), rows, rows, None)
-    return RowSource(
-        lambda index: tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors), rows, batch_size or rows, seed
-    )
+    if not nan:
+        check_nan(tensors, argument)
+
+    def pick(index: Tensor) -> Batch:
+        if seed is None and len(index) == rows:
+            # All of them in order. Copied, as picked rows are: what works in place must not spoil the data.
+            return tree_map(torch.clone, tensors)
+        return tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors)
+
+    return RowSource(pick, rows, batch_size or rows, seed)
 
 
 def _loader_rows(loader: DataLoader[Any]) -> tuple[int | None, int | None]:

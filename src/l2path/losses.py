@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2path.errors import ArgumentError
-from l2path.functional import Functional
+from l2path.functional import Functional, first_members
 from l2path.trees import map_tensors
 from l2path.types import Batch, Buffers, LossFn, Params
 
@@ -140,7 +140,7 @@ def data_loss(fn: Functional, loss_fn: LossFn | FullLoss, *, evaluation: bool = 
         plain = data_loss(fn.with_substitutes(None), loss_fn, evaluation=evaluation)
 
         def substituted(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-            with fn.substituted(batch, lambda: plain(fn.params, fn.buffers, batch)):
+            with fn.substituted(batch, lambda: plain(*first_members(params, buffers), batch)):
                 return plain(params, buffers, batch)
 
         return substituted

@@ -93,7 +93,7 @@ def fold_summary(scores: FloatArray, sizes: FloatArray) -> tuple[FloatArray, Flo
     (array([3.75]), array([1.61...]))
     """
     weight = (sizes / sizes.sum())[:, None]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(scores).all(axis=0)
         cvm = np.where(finite, (weight * scores).sum(axis=0), np.nan)
         variance = (weight * (scores - cvm) ** 2).sum(axis=0) / (len(scores) - 1)

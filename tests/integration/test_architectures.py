@@ -79,7 +79,7 @@ def case(name: str, build: Callable[[], nn.Module], data: Callable[[], Any], los
 CASES = {
     family.name: family
     for family in (
-        case("ResNet", ResNet, images, F.cross_entropy),
+        case("ResNet", ResNet, images, F.cross_entropy, replaces="dropout"),
         case("LSTM", lambda: Forecaster(nn.LSTM), windows, F.mse_loss),
         case("GRU", lambda: Forecaster(nn.GRU), windows, F.mse_loss),
         case("TransformerEncoder", Classifier, sentences, F.cross_entropy, replaces="dropout"),

@@ -534,13 +534,6 @@ class ReadsLater(Counting):
         return self.linear(x) * (1 + int((500 * self.linear.weight.detach().sum()).long()) % 3)
 
 
-class DropsLater(Counting):
-    """Masks that were not there before."""
-
-    def later(self, x: Tensor) -> Any:
-        return self.linear(F.dropout(x.t(), 0.5).t())
-
-
 class BranchesLater(Counting):
     """Python control flow on what a member computes."""
 
@@ -570,7 +563,7 @@ def test_buffers_that_are_set_anew_are_kept(engine: Literal["vmap", "loop"]) -> 
     assert_trees_close(result.buffers["total"], want.expand(len(LAMBDAS)), 1e-14)
 
 
-@pytest.mark.parametrize("kind", [ReadsLater, DropsLater, BranchesLater])
+@pytest.mark.parametrize("kind", [ReadsLater, BranchesLater])
 @pytest.mark.parametrize("chunk", [2, 4])
 def test_what_stops_being_batchable_is_looped_from_there_on(kind: type[Counting], chunk: int) -> None:
     alone = train(kind(), engine="loop", validation=(X, Y))
@@ -587,3 +580,132 @@ def test_vmap_that_was_asked_for_fails_and_says_so() -> None:
     with pytest.raises(l2path.ArgumentError, match="pass engine='loop'") as caught:
         train(ReadsLater(), engine="vmap")
     assert caught.value.partial_result.engine.kind == "vmap"  # type: ignore[attr-defined]
+
+
+class ReadsInEval(With):
+    """Reads what members compute, in eval mode and for rows beyond 3 alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        out = self.linear(x)
+        return out if self.training or float(x.max()) < 3 else out * (1 + float(out.sum()) % 2)
+
+
+def test_evaluation_that_stops_being_batchable_is_looped() -> None:
+    far = X + 3 * (X.max() == X)
+    with pytest.warns(
+        l2path.EngineWarning, match="in eval mode are computed one member after the other: forward reads"
+    ):
+        result = train(ReadsInEval(), validation=(far, Y))
+    alone = train(ReadsInEval(), engine="loop", validation=(far, Y))
+    assert (result.engine.kind, result.eval_kind) == ("vmap", "loop")
+    assert_trees_close(result.scores, alone.scores, 1e-12)
+    near = train(ReadsInEval(), validation=(X, Y))
+    assert near.eval_kind == "vmap"
+    with pytest.warns(l2path.EngineWarning, match="one member after the other"):
+        predicted = near.predict(far)
+    assert_trees_close(predicted, alone.predict(far), 1e-12)
+
+
+class ClosesOverItself(nn.Module):
+    """Functions that keep the module they were made in, which deepcopy leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = linear(), nn.BatchNorm1d(4).double()
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.float64))
+        self.first: Any = lambda x: self.norm(x) * self.scale
+        self.others: Any = {"last": [lambda x: self.linear(self.first(x))]}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.others["last"][0](x)
+
+
+class Plain(ClosesOverItself):
+    """The same without closures."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(self.norm(x) * self.scale)
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_closures_over_the_module_are_of_the_copy(engine: Any) -> None:
+    module = ClosesOverItself()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    result = train(module, engine=engine, validation=(X, Y))
+    alone = train(Plain(), engine="loop", validation=(X, Y))
+    assert_trees_close(module.state_dict(), before, 0.0)
+    assert_trees_close((result.params, result.buffers), (alone.params, alone.buffers), 1e-12)
+    assert_trees_close(result.scores, alone.scores, 1e-12)
+    member, plain = result.member(1).module().eval(), alone.member(1).module().eval()
+    assert_trees_close(member(X).detach(), plain(X).detach(), 1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_validation_losses_that_draw_draw_the_same_for_all_members(chunk: int) -> None:
+    result = train(
+        loss_fn=lambda o, t: F.mse_loss(F.dropout(o), t), lambdas=[0.1] * 4, validation=(X, Y), member_chunk=chunk
+    )
+    assert len(set(result.scores.tolist())) == 1
+
+
+def test_a_metric_sees_every_validation_row_once() -> None:
+    wide = nn.Sequential(nn.Linear(4, 3000), nn.ReLU(), nn.Linear(3000, 1)).double()  # too wide for all rows at once
+    rows = torch.cat([X] * 60), torch.cat([Y] * 60)
+    result = train(
+        wide, optimizer=l2path.sgd(lr=0.0), validation=rows, metrics={"rows": lambda o, t: len(o)}, lambdas=[0.1, 0.0]
+    )
+    assert result.history["val_rows"][-1].tolist() == [1200.0, 1200.0]
+    with torch.no_grad():
+        squares = (wide(rows[0]) - rows[1]) ** 2
+    errors = result.uncertainty.standard_errors
+    assert errors is not None
+    assert_trees_close(errors[0].item(), (squares.std() / 1200**0.5).item(), 1e-9)
+
+
+class WithState(nn.Module):
+    """Outputs, and the last state of a recurrent layer: its first axis is layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(4, 3, num_layers=3, batch_first=True).double(), nn.Linear(3, 1).double()
+
+    def forward(self, x: Tensor) -> Any:
+        steps, state = self.rnn(x.unsqueeze(1))
+        return self.head(steps[:, -1]), state
+
+
+def test_outputs_without_rows_first_are_not_joined() -> None:
+    def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs[0], targets)
+
+    result = train(WithState(), loss_fn=loss_fn, validation=(X, Y))  # in one batch there is nothing to join
+    with pytest.raises(l2path.ArgumentError, match=r"outputs: got shapes .*rows along the first axis"):
+        result.predict(X, batch_size=10)
+    loader: DataLoader[Any] = DataLoader(TensorDataset(X, Y), batch_size=10)
+    with pytest.raises(l2path.ArgumentError, match="rows along the first axis"):
+        train(WithState(), loss_fn=loss_fn, validation=loader)
+
+
+class Packs(nn.Module):
+    """Sequences that have to come sorted by their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(4, 3, batch_first=True).double(), nn.Linear(3, 1).double()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(self.rnn(packed)[1][0])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"), [([1, 2], "sorted in decreasing order"), ([2, 0], "greater than 0"), ([2], "batch_size")]
+)
+def test_lengths_are_checked_as_torch_checks_them(lengths: list[int], message: str) -> None:
+    x, y = X[:4].reshape(2, 2, 4), Y[:2]
+    batches = [((x, torch.tensor(found)), y) for found in ([2, 1], lengths)]
+    with pytest.raises(RuntimeError, match=message) as caught:
+        train(Packs(), DataLoader(batches, batch_size=None), batch_size=None)  # type: ignore[arg-type]
+    partial = caught.value.partial_result  # type: ignore[attr-defined]
+    assert (partial.engine.kind, partial.eval_kind) == ("loop", "loop")
+    assert partial.predict((x, torch.tensor([2, 1]))).shape == (4, 2, 1)

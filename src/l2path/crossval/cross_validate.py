@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from l2path.crossval.folds import IndexArray, make_folds, warn_missing_classes
-from l2path.crossval.preprocess import check_preprocess, fitted
-from l2path.crossval.result import CVResult, Refit
+from l2path.batches import check_nan
+from l2path.crossval.folds import make_folds, warn_missing_classes
+from l2path.crossval.preprocess import Transform, check_preprocess, preprocessed
+from l2path.crossval.result import CVResult
 from l2path.data import Place, RowSource, Source, make_source
 from l2path.engine import Engine
 from l2path.errors import ArgumentError
@@ -80,7 +81,8 @@ def cross_validate(
         For a splitter that keeps groups together.
     preprocess : transformer or function, optional
         Fitted on the training rows of each fold alone: anything with scikit-learn's ``fit`` and ``transform``, or a
-        function that is given the training inputs and returns the function to apply to inputs.
+        function that is given the training inputs and returns the function to apply to inputs. NaN in the inputs is
+        its to fill in. The transformed inputs of all folds are kept at once.
 
     Returns
     -------
@@ -122,7 +124,7 @@ def cross_validate(
     path: dict[str, Any] = {"lambdas": lambdas, "sweep": sweep, "members": members}
     with quiet(device_of(module)):
         fns, table, place = prepare(module, seeds_, **path)
-        rows = all_rows(data, place, batch_size)
+        rows = all_rows(data, place, batch_size, nan=preprocess is not None)
         inputs, targets = sides(data, rows, loss_fn)
         found = make_folds(folds, rows.rows, inputs=inputs, targets=targets, groups=groups, seed=seeds_[0])
         warn_missing_classes(found, targets)
@@ -131,19 +133,25 @@ def cross_validate(
         sources: dict[Key, Source] = {}
         validations: dict[int, Validation] = {}
         for number, fold in enumerate(found):
-            pick = rows.pick if preprocess is None else preprocessed(preprocess, inputs, targets, fold.train)
             train, test = torch.from_numpy(fold.train), torch.from_numpy(fold.test)
+            pick = rows.pick
+            if preprocess is not None:
+                _, done = preprocessed(preprocess, inputs, targets, train, place)
+                pick = partial(rows_of, (done, targets))
             own = RowSource(partial(picked, pick, train), len(train), rows.batch_size, None)
-            sources.update({(number, s): own.with_seed(s) if shuffle else own for s in table.seeds})
+            sources.update({(number, s): own.with_seed(s) if shuffle else own for s in dict.fromkeys(table.seeds)})
             held_out = RowSource(partial(picked, pick, test), len(test), len(test), None)
             validations[number] = Validation(held_out, loss_fn, checked)
         selection = selection_of(select, metrics or {}, checked, validations[0])
         trained = train_members(fns, table, sources, validations, selection, settings)
-    again = partial(refit, module, data, preprocess, batch_size, shuffle, settings, path)
-    return CVResult(trained, found, seeds_, again)
+    # The caller's module may have been trained, or loaded with a result, by the time of the refit.
+    start = fns[table.seeds[0]].template if isinstance(module, nn.Module) else module
+    settings = replace(settings, on_epoch=None)  # a hook counts on the members of this run
+    return CVResult(trained, found, partial(whole, start, data, preprocess, batch_size, shuffle, settings, path))
 
 
-def refit(
+@contextmanager
+def whole(
     module: nn.Module | Callable[[], nn.Module],
     data: Any,
     preprocess: Any,
@@ -153,24 +161,23 @@ def refit(
     path: Mapping[str, Any],
     point: int,
     seeds: Sequence[int],
-) -> Refit:
-    """Train one point of the path on all rows."""
+) -> Iterator[tuple[tuple[Any, ...], Transform | None]]:
+    """Yield what trains one point of the path on all rows, the arguments of ``train_members``, and the transform."""
     with quiet(device_of(module)):
         fns, table, place = prepare(module, seeds, **path)
-        rows = all_rows(data, place, batch_size)
+        rows = all_rows(data, place, batch_size, nan=preprocess is not None)
         transform, pick = None, rows.pick
         if preprocess is not None:
             inputs, targets = sides(data, rows, settings.loss_fn)
-            every = np.arange(rows.rows)
-            transform, pick = fitted(preprocess, inputs), preprocessed(preprocess, inputs, targets, every)
-        whole = RowSource(pick, rows.rows, rows.batch_size, None)
-        sources: dict[Key, Source] = {(0, s): whole.with_seed(s) if shuffle else whole for s in seeds}
-        settings = replace(settings, on_epoch=None)  # a hook counts on the members of the first run
-        trained = train_members(fns, table.only(point), sources, {}, Selection("val_loss", False, None), settings)
-    return Refit(trained, transform)
+            transform, done = preprocessed(preprocess, inputs, targets, torch.arange(rows.rows), place)
+            pick = partial(rows_of, (done, targets))
+        every = RowSource(pick, rows.rows, rows.batch_size, None)
+        sources: dict[Key, Source] = {(0, s): every.with_seed(s) if shuffle else every for s in seeds}
+        own = {s: fns[s] for s in seeds}
+        yield (own, table.only(point, seeds), sources, {}, Selection("val_loss", False, None), settings), transform
 
 
-def all_rows(data: Any, place: Place, batch_size: int | None) -> RowSource:
+def all_rows(data: Any, place: Place, batch_size: int | None, *, nan: bool) -> RowSource:
     """Return data whose rows can be picked by index."""
     if isinstance(data, (DataLoader, IterableDataset)):
         raise ArgumentError(
@@ -179,7 +186,7 @@ def all_rows(data: Any, place: Place, batch_size: int | None) -> RowSource:
             expected="rows that can be picked by index: tensors, arrays or a map-style Dataset",
             remedy="pass the dataset of the loader, with batch_size= here",
         )
-    source = make_source(data, argument="data", batch_size=batch_size, seed=0, place=place)
+    source = make_source(data, argument="data", batch_size=batch_size, seed=0, place=place, nan=nan)
     assert isinstance(source, RowSource)  # of anything that is no stream
     return source
 
@@ -189,23 +196,16 @@ def sides(data: Any, rows: RowSource, loss_fn: LossFn | FullLoss) -> tuple[Any, 
     plain = not isinstance(data, Dataset) or type(data) is TensorDataset
     if not plain or isinstance(loss_fn, ModelLoss):
         return None, None
-    whole = rows.pick(torch.arange(rows.rows))
-    return (whole[0], whole[1]) if isinstance(whole, (tuple, list)) and len(whole) == 2 else (None, None)
+    every = rows.pick(torch.arange(rows.rows))
+    if not isinstance(every, (tuple, list)) or len(every) != 2:
+        return None, None
+    check_nan(every[1], "data")
+    return every[0], every[1]
 
 
-def preprocessed(preprocess: Any, inputs: Any, targets: Any, train: IndexArray) -> Callable[[Tensor], Any]:
-    """Return how to pick rows whose inputs are transformed by what the training rows say."""
-    if inputs is None:
-        raise ArgumentError(
-            "preprocess",
-            got="data that do not come apart into inputs and targets in memory",
-            expected="data=(inputs, targets), tensors or arrays, with loss_fn(outputs, targets)",
-            remedy="preprocess in the Dataset or in the module, where nothing is learned from held-out rows",
-        )
-    index = torch.from_numpy(train)
-    transform = fitted(preprocess, map_tensors(lambda x: x[index.to(x.device)], inputs))
-    done = transform(inputs), targets
-    return lambda rows: map_tensors(lambda x: x.index_select(0, rows.to(x.device)), done)
+def rows_of(tensors: Any, rows: Tensor) -> Any:
+    """Return rows of a tree of tensors by their positions."""
+    return map_tensors(lambda x: x.index_select(0, rows.to(x.device)), tensors)
 
 
 def picked(pick: Callable[[Tensor], Any], rows: Tensor, index: Tensor) -> Any:

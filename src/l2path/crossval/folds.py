@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from l2path.crossval.preprocess import as_array
 from l2path.errors import ArgumentError, MissingClassWarning
 from l2path.order import data_order
 
@@ -42,8 +43,8 @@ def make_folds(folds: Any, rows: int, *, inputs: Any, targets: Any, groups: Any,
         ``(train, test)`` of positions.
     rows : int
         n.
-    inputs, targets : arrays
-        What a splitter is given.
+    inputs, targets : Tensor, or whatever else
+        What a splitter is given where it is one tensor; in its place, row numbers for ``X`` and None for ``y``.
     groups : array, [n], optional
         For splitters that keep groups together.
     seed : int
@@ -54,29 +55,36 @@ def make_folds(folds: Any, rows: int, *, inputs: Any, targets: Any, groups: Any,
         For more folds than rows, fewer than two folds, positions out of range, rows that are in both parts of a fold
         or twice in one, and an empty part.
     """
-    if isinstance(folds, (int, np.integer)) and not isinstance(folds, bool):
+    if isinstance(folds, (str, bytes, dict, bool, type)):
+        raise _refused(folds, rows)
+    folds = as_array(folds) if isinstance(folds, torch.Tensor) else folds
+    splits = callable(getattr(folds, "split", None))
+    if groups is not None and not splits:
+        raise ArgumentError(
+            "groups",
+            got="groups beside folds that are no splitter",
+            expected="a splitter that knows groups",
+            remedy="pass folds=sklearn.model_selection.GroupKFold(5)",
+        )
+    if isinstance(folds, (int, np.integer)):
         pairs = _drawn(int(folds), rows, seed)
-        if groups is not None:
-            raise ArgumentError(
-                "groups",
-                got=f"groups beside folds={folds}",
-                expected="a splitter that knows groups",
-                remedy=f"pass folds=sklearn.model_selection.GroupKFold({folds})",
-            )
-    elif callable(getattr(folds, "split", None)) and not isinstance(folds, (np.ndarray, torch.Tensor, str)):
+    elif splits:
+        x = as_array(inputs) if isinstance(inputs, torch.Tensor) else np.arange(rows)[:, None]
+        y = as_array(targets) if isinstance(targets, torch.Tensor) else None
         try:
-            pairs = list(folds.split(inputs, targets, groups))
+            pairs = list(folds.split(x, y, as_array(groups) if isinstance(groups, torch.Tensor) else groups))
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 "folds",
                 got=f"{folds!r}, whose split fails: {error}",
                 expected="a splitter that can split these rows",
-                remedy="stratified splitters need integer targets, grouped ones groups=",
+                remedy="stratified splitters need integer targets, grouped ones groups=; of a Dataset pass the pairs: "
+                "list(splitter.split(x, y))",
             ) from error
     elif _is_fold_numbers(folds, rows):
         numbers = np.asarray(folds)
         pairs = [(np.flatnonzero(numbers != f), np.flatnonzero(numbers == f)) for f in np.unique(numbers)]
-    elif isinstance(folds, Iterable) and not isinstance(folds, (str, bytes, dict)):
+    elif isinstance(folds, Iterable):
         pairs = list(folds)
     else:
         raise _refused(folds, rows)
@@ -105,7 +113,7 @@ def _drawn(folds: int, rows: int, seed: int) -> list[tuple[IndexArray, IndexArra
 
 
 def _is_fold_numbers(folds: Any, rows: int) -> bool:
-    if not isinstance(folds, (np.ndarray, torch.Tensor, list, tuple)) or len(folds) != rows:
+    if not hasattr(folds, "__len__") or len(folds) != rows:
         return False
     try:
         array = np.asarray(folds)
@@ -125,11 +133,11 @@ def _refused(folds: Any, rows: int) -> ArgumentError:
 
 def _fold(pair: Any, number: int, rows: int, folds: Any) -> Fold:
     """Check one pair of positions."""
-    if not isinstance(pair, Sequence) or len(pair) != 2:
+    if not isinstance(pair, (Sequence, np.ndarray, torch.Tensor)) or len(pair) != 2:
         raise _refused(folds, rows)
     parts = []
     for name, part in zip(("train", "test"), pair, strict=True):
-        array = np.asarray(part)
+        array = as_array(part) if isinstance(part, torch.Tensor) else np.asarray(part)
         if array.ndim == 1 and array.dtype == np.bool_ and len(array) == rows:
             array = np.flatnonzero(array)
         argument = f"folds[{number}]"
@@ -174,12 +182,14 @@ def warn_missing_classes(folds: Sequence[Fold], targets: Any) -> None:
     labels = targets.cpu().numpy()
     if np.unique(labels).size > len(labels) // 2:  # no classes: counts, or identities
         return
-    for number, fold in enumerate(folds):
-        missing = np.setdiff1d(labels[fold.test], labels[fold.train])
-        if missing.size:
-            warnings.warn(
-                f"fold {number} holds out rows of the classes {missing.tolist()[:10]}, of which it trains on none: its "
-                "scores say little. Use fewer folds, or folds=sklearn.model_selection.StratifiedKFold(5, shuffle=True)",
-                MissingClassWarning,
-                stacklevel=4,
-            )
+    missing = [np.setdiff1d(labels[fold.test], labels[fold.train]).tolist() for fold in folds]
+    which = [number for number, classes in enumerate(missing) if classes]
+    if which:
+        first = which[0]
+        warnings.warn(
+            f"{len(which)} of {len(folds)} folds hold out classes of which they train on none (fold {first}: "
+            f"{missing[first][:10]}): their scores say little. Use fewer folds, or "
+            "folds=sklearn.model_selection.StratifiedKFold(5, shuffle=True)",
+            MissingClassWarning,
+            stacklevel=3,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,20 @@ from l2path.crossval.preprocess import Transform
 from l2path.errors import ArgumentError, BoundaryWarning, NoScoreError
 from l2path.path import PathResult
 from l2path.path.outcome import boundary_note
-from l2path.path.report import number, show
+from l2path.path.report import label_columns, number, shorten, show
+from l2path.path.run import train_members
 from l2path.path.setup import check_seeds
-from l2path.scores import FloatArray, best_index, fold_summary, one_se_index
+from l2path.scores import FloatArray, best_index, boundary_side, fold_summary, one_se_index
 from l2path.tables import format_table
 from l2path.types import Tree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ROUNDING = float(np.finfo(np.float32).eps)  # relative: folds that sum to one score differ by as much
+SHOWN_FOLDS = 10  # columns of the table
+# What yields the arguments of train_members for a point of the path under some seeds, and the transform.
+Prepare = Callable[[int, Sequence[int]], AbstractContextManager[tuple[tuple[Any, ...], Transform | None]]]
 
 
 @dataclass(frozen=True)
@@ -74,18 +81,21 @@ class CVResult:
         All K members with their history, weights and scores; its own choice is of single members.
     folds : tuple of Fold
         Rows trained on and held out.
-    seeds : tuple of int
     """
 
     members: PathResult
     folds: tuple[Fold, ...]
-    seeds: tuple[int, ...]
-    _refit: Callable[[int, Sequence[int]], Refit]
+    _prepare: Prepare
 
     def __post_init__(self) -> None:
         """Warn where the best point is an end of the grid."""
         if self.boundary is not None:
             warnings.warn(self.boundary, BoundaryWarning, stacklevel=4)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were trained."""
+        return tuple(dict.fromkeys(self.members.table.seeds))
 
     @cached_property
     def seed_scores(self) -> FloatArray:
@@ -97,7 +107,8 @@ class CVResult:
     @cached_property
     def fold_scores(self) -> FloatArray:
         """``[F, *P]`` scores by fold, averaged over the seeds."""
-        return np.asarray(self.seed_scores.mean(axis=1), dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(self.seed_scores.mean(axis=1), dtype=np.float64)
 
     @cached_property
     def _summary(self) -> tuple[FloatArray, FloatArray]:
@@ -128,7 +139,7 @@ class CVResult:
 
     @cached_property
     def index_min(self) -> int:
-        """Number of the point with the best ``cvm``; ties go to the strongest shrinkage.
+        """Number of the point with the best ``cvm``; ties, to the rounding of float32, go to the strongest shrinkage.
 
         Raises
         ------
@@ -141,7 +152,11 @@ class CVResult:
                 f"({self.members.status.count('diverged')} of {len(self.members)} members diverged). "
                 "Remedy: lower the learning rate or the largest lambda"
             )
-        return best_index(self.cvm.ravel(), self.members.strength_rank(), greater_is_better=self._greater)
+        cvm = self.cvm.ravel()
+        best = np.nanmax(cvm) if self._greater else np.nanmin(cvm)
+        # As many hits in all, spread differently over the folds, are a tie for the eye and not for sums of floats.
+        cvm = np.where(np.abs(cvm - best) <= ROUNDING * abs(best), best, cvm)
+        return best_index(cvm, self.members.strength_rank(), greater_is_better=self._greater)
 
     @property
     def one_dimensional(self) -> bool:
@@ -160,7 +175,7 @@ class CVResult:
         if not self.one_dimensional:
             raise NoScoreError(
                 "the one-standard-error rule needs a path with one order of strength: one axis of lambdas, or of a "
-                "decay. Remedy: take index_min, or cross-validate one axis at the best values of the others"
+                "decay. Remedy: take index_min and refit('min'), or cross-validate one axis at the best of the others"
             )
         return one_se_index(
             self.cvm.ravel(),
@@ -182,8 +197,10 @@ class CVResult:
 
     def point(self, index: int) -> dict[str, Any]:
         """Return what a point of the path stands for: "lambda" and swept hyperparameters by name."""
-        label = self.members.table.label(self.members.table.points.index(index))
-        label.pop("seed")
+        table = self.members.table
+        label = table.label(table.points.index(index))
+        if not self._own_seeds:
+            label.pop("seed")
         return label
 
     @property
@@ -201,7 +218,7 @@ class CVResult:
         at : {"1se", "min"} or int
             The strongest point within one standard error of the best, the best one, or the number of a point.
         seeds : sequence of int, optional
-            Those of the cross-validation by default.
+            Those that the point was cross-validated with by default.
 
         Returns
         -------
@@ -211,7 +228,7 @@ class CVResult:
         Raises
         ------
         ArgumentError
-            For another word, or a number that is out of range.
+            For another word, or a number that is out of range, and for what cannot work with all rows.
         NoScoreError
             As :attr:`index_1se` and :attr:`index_min`.
         """
@@ -226,8 +243,10 @@ class CVResult:
                 expected=f"'1se', 'min' or a number from 0 to {self.members.table.n_points - 1}",
                 remedy="see print(cv) for the points",
             )
-        chosen = self.seeds if seeds is None else check_seeds(None, seeds)
-        return self._refit(index, chosen)
+        table = self.members.table
+        own = dict.fromkeys(s for s, p in zip(table.seeds, table.points, strict=True) if p == index)
+        with self._prepare(index, tuple(own) if seeds is None else check_seeds(None, seeds)) as (arguments, transform):
+            return Refit(train_members(*arguments), transform)
 
     def plot(self) -> Figure:
         """Draw the validation curve over the folds with both choices marked.
@@ -245,7 +264,7 @@ class CVResult:
         if np.isfinite(self.cvm).any():
             choices["best"] = (self.index_min, self._what(self.index_min))
             if self.one_dimensional:
-                choices["within 1 se"] = (self.index_1se, self._what(self.index_1se))
+                choices["strongest within 1 se"] = (self.index_1se, self._what(self.index_1se))
         scores = self.fold_scores.reshape(len(self.folds), -1)
         return draw(self.members, scores, self.cvm.ravel(), self.cvsd.ravel(), choices)
 
@@ -253,8 +272,13 @@ class CVResult:
         return ", ".join(f"{name} {show(value)}" for name, value in self.point(index).items())
 
     @property
+    def _own_seeds(self) -> bool:
+        """Whether points are members of an explicit list, each with a seed of its own."""
+        return bool(len(self.seeds) > self.seed_scores.shape[1])
+
+    @property
     def _greater(self) -> bool:
-        return self.members.select.greater_is_better
+        return bool(self.members.select.greater_is_better)
 
     def _lambda(self, index: int) -> Any:
         found = self.point(index)
@@ -266,38 +290,53 @@ class CVResult:
         return _table(self)
 
     def __repr__(self) -> str:
-        n = self.members.table.n_points
-        return f"CVResult({len(self.folds)} folds, {len(self.seeds)} seeds, {n} points)"
+        sizes = (len(self.folds), "fold"), (self.seed_scores.shape[1], "seed"), (self.members.table.n_points, "point")
+        return f"CVResult({', '.join(f'{n} {word}' + 's' * (n != 1) for n, word in sizes)})"
 
 
 def _table(cv: CVResult) -> str:
     """Return the table of a cross-validation, and below it the choice."""
-    n, result = cv.members.table.n_points, cv.members
-    points = [cv.point(p) for p in range(n)]
-    header = ["point", *points[0], result.select.name, "se", *(f"fold {f}" for f in range(len(cv.folds))), ""]
-    known = np.isfinite(cv.cvm).any()
-    one = cv.index_1se if known and cv.one_dimensional else None
-    rows = []
-    scores = cv.fold_scores.reshape(len(cv.folds), -1)
-    for p, label in enumerate(points):
-        marks = [word for word, index in (("min", cv.index_min if known else None), ("1se", one)) if index == p]
-        cells = [number(cv.cvm.ravel()[p]), number(cv.cvsd.ravel()[p]), *(number(s) for s in scores[:, p])]
-        rows.append([str(p), *(show(v) for v in label.values()), *cells, ", ".join(marks)])
-    rows = rows if n <= 64 else [r for r in rows if r[-1]] + rows[:: max(1, n // 32)]
-    lines = [format_table(header, rows), ""]
-    seeds = f"{len(cv.seeds)} seeds" if len(cv.seeds) > 1 else "one seed"
-    lines.append(f"{len(cv.folds)} folds, {seeds}, {len(result)} members.")
-    if not known:
-        lines.append(f"No point has a finite {result.select.name} in every fold.")
+    result, n = cv.members, cv.members.table.n_points
+    cvm, cvsd, scores = cv.cvm.ravel(), cv.cvsd.ravel(), cv.fold_scores.reshape(len(cv.folds), -1)
+    chosen = {}
+    if np.isfinite(cvm).any():
+        chosen = {"min": cv.index_min} | ({"1se": cv.index_1se} if cv.one_dimensional else {})
+    labels = [cv.point(p) for p in range(n)]
+    columns = [("point", [str(p) for p in range(n)])]
+    for name in labels[0]:
+        columns += label_columns(name, [label[name] for label in labels])
+    columns += [(result.select.name, [number(s) for s in cvm]), ("se", [number(s) for s in cvsd])]
+    if len(scores) <= SHOWN_FOLDS:
+        columns += [(f"fold {f}", [number(s) for s in own]) for f, own in enumerate(scores)]
+    columns.append(("", [", ".join(word for word, p in chosen.items() if p == q) for q in range(n)]))
+    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+    table = format_table([name for name, _ in columns], shorten(rows, [*chosen.values()]))
+    return "\n".join([table, "", *_notes(cv, chosen)])
+
+
+def _notes(cv: CVResult, chosen: dict[str, int]) -> list[str]:
+    """Return the lines below the table."""
+    result, name, seeds = cv.members, cv.members.select.name, cv.seed_scores.shape[1]
+    averaged = f"{seeds} seeds" if seeds > 1 else "one seed" + " each" * cv._own_seeds
+    lines = [f"{len(cv.folds)} folds, {averaged}, {len(result)} members."]
+
+    def what(index: int) -> str:
+        return f"point {index}, {cv._what(index)}"
+
+    if not chosen:
+        lines.append(f"No point has a finite {name} in every fold.")
     else:
-        best = cv.index_min
+        best = chosen["min"]
         direction = ", greater is better" if cv._greater else ""
-        lines.append(
-            f"Best by {result.select.name}{direction}: point {best}, {cv._what(best)}, "
-            f"{cv.cvm.ravel()[best]:.4g} ± {cv.cvsd.ravel()[best]:.4g}."
-        )
-        if one is not None:
-            lines.append(f"Strongest within one standard error: point {one}, {cv._what(one)}.")
+        score = f"{number(cv.cvm.ravel()[best])} ± {number(cv.cvsd.ravel()[best])}"
+        lines.append(f"Best by {name}{direction}: {what(best)}, {score}.")
+        if "1se" in chosen:
+            values = result.path_values
+            end = values is not None and boundary_side(chosen["1se"], values) == "high"
+            more = ", the high end of the grid: even stronger ones may be" if end else ""
+            lines.append(f"Strongest within one standard error: {what(chosen['1se'])}{more}.")
+        else:
+            lines.append("The path is not one-dimensional: there is no strongest within one standard error.")
         if cv.boundary:
             lines.append(f"Careful: {cv.boundary}.")
     diverged = result.status.count("diverged")
@@ -305,4 +344,4 @@ def _table(cv: CVResult) -> str:
         lines.append(f"{diverged} of {len(result)} members diverged: their points have no score.")
     if not result.complete:
         lines.append(f"Incomplete: interrupted after {max(result.epochs_trained)} epochs.")
-    return "\n".join(lines)
+    return lines

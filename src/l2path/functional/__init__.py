@@ -5,6 +5,7 @@ from l2path.functional.module import (
     Functional,
     as_arguments,
     failing_layer,
+    first_members,
     functionalize,
     restored_attributes,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "check_module",
     "coarsest_dtype",
     "failing_layer",
+    "first_members",
     "forked_rng",
     "functionalize",
     "grad_with_autograd",

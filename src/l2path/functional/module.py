@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -16,9 +15,9 @@ from torch.func import functional_call
 # What functional_call itself is made of; private, and pinned by the tests of activation checkpointing.
 from torch.nn.utils.stateless import _reparametrize_module
 
-from l2path.errors import ArgumentError
 from l2path.functional.checks import check_module
-from l2path.functional.substitutes import Substitutes
+from l2path.functional.copying import copied_module
+from l2path.functional.substitutes import Substitutes, first_member
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Buffers, Params
 
@@ -123,7 +122,7 @@ class Functional:
 
     def call_substituted(self, params: Params, buffers: Buffers, inputs: Batch) -> tuple[Any, Buffers]:
         """Call the module on ``inputs`` of one member inside ``vmap``, with the substitutes."""
-        with self.substituted(inputs, lambda: self.call(self.params, self.buffers, inputs)):
+        with self.substituted(inputs, lambda: self.call(*first_members(params, buffers), inputs)):
             return self.call(params, buffers, inputs)
 
     def with_substitutes(self, substitutes: Substitutes | None) -> Functional:
@@ -149,12 +148,12 @@ class Functional:
     def evaluation(self) -> Functional:
         """Return the same functional with every sub-module in eval mode."""
         # The tensors of a template are never read (a call brings its own), so that the two can share them.
-        tensors = [*self.template.parameters(), *self.template.buffers()]
-        return replace(self, template=copy.deepcopy(self.template, {id(t): t for t in tensors}).eval())
+        tensors = (*self.template.parameters(), *self.template.buffers())
+        return replace(self, template=copied_module(self.template, tensors).eval())
 
     def materialize(self, params: Params, buffers: Buffers) -> nn.Module:
         """Return a new module of the caller's own class that holds these values."""
-        module = copy.deepcopy(self.template)
+        module = copied_module(self.template)
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name, value in {**self.frozen, **params, **buffers}.items():
             # Not copy_, which an expanded buffer cannot take; tied parameters are one object, and stay tied.
@@ -185,6 +184,11 @@ def restored_attributes(module: nn.Module, changed: set[str]) -> Iterator[None]:
                 changed.update(f"{name}.{k}" if name else k for k in keys)
             now.clear()
             now.update(attributes)
+
+
+def first_members(params: Params, buffers: Buffers) -> tuple[Params, Buffers]:
+    """Return parameters and buffers of one of the members that are batched here."""
+    return {name: first_member(p) for name, p in params.items()}, {name: first_member(b) for name, b in buffers.items()}
 
 
 _HELD: ContextVar[ExitStack | None] = ContextVar("held", default=None)
@@ -222,8 +226,7 @@ def failing_layer(fn: Functional, call: Callable[[Functional], object]) -> str |
 
     The call is repeated on a copy of the module that keeps a list of what is running.
     """
-    tensors = [*fn.template.parameters(), *fn.template.buffers()]
-    template = copy.deepcopy(fn.template, {id(t): t for t in tensors})
+    template = copied_module(fn.template, (*fn.template.parameters(), *fn.template.buffers()))
     running: list[str] = []
 
     def enter(name: str, module: nn.Module) -> Callable[..., None]:
@@ -282,18 +285,7 @@ def functionalize(module: nn.Module, *, training: bool = True) -> Functional:
     torch.Size([3, 1])
     """
     check_module(module, training=training)
-    # Old-style weight_norm and prune keep a weight that a hook computes, which deepcopy refuses: it is computed anew.
-    hooked = (m for m in module.modules() if m._forward_pre_hooks)
-    computed = [v for m in hooked for v in m.__dict__.values() if isinstance(v, Tensor) and v.grad_fn is not None]
-    try:
-        template = copy.deepcopy(module, {id(v): v.detach().clone() for v in computed})
-    except Exception as error:
-        raise ArgumentError(
-            "module",
-            got=f"{type(module).__name__}, whose deepcopy fails: {error}",
-            expected="a module that copy.deepcopy can copy",
-            remedy="keep what cannot be copied (tensors that are not leaves, locks, open files) off the module",
-        ) from error
+    template = copied_module(module)
     if not training:
         template.eval()
     names: dict[int, list[str]] = {}

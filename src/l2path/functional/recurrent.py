@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# How to step out of vmap; private, and pinned by the tests of packed sequences.
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 
 # (gates of the input [b, G], state of these rows, weights of the recurrence) -> new state; state[0] is put out
@@ -104,6 +107,9 @@ RECURRENT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 def pack_padded(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Return the rows of padded sequences ``[T, B, ...]``, longest first, and the batch sizes ``[T]``."""
     steps = input.transpose(0, 1) if batch_first else input
+    # torch checks the lengths: with numbers that nobody needs.
+    with temporarily_clear_interpreter_stack():
+        torch._VF._pack_padded_sequence(torch.empty(steps.shape[:2]), lengths, False)
     ends: list[int] = lengths.tolist()
     sizes = [sum(n > t for n in ends) for t in range(max(ends))]
     return torch.cat([steps[t, :b] for t, b in enumerate(sizes)]), torch.tensor(sizes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
@@ -20,6 +21,18 @@ def seed_generators(device: torch.device, seed: int) -> None:
         torch.cuda.default_generators[index].manual_seed(seed)
     elif device.type != "cpu":
         torch.manual_seed(seed)
+
+
+def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of torch's default generators for the CPU and for ``device``."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_generator_states(device: torch.device, states: tuple[Tensor, Tensor | None]) -> None:
+    """Set what :func:`generator_states` returned."""
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 @contextmanager

@@ -9,49 +9,66 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 # How to step out of vmap; private, and pinned by the tests of dropout and of BatchNorm without momentum.
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, maybe_get_bdim
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l2path.errors import ArgumentError
 from l2path.functional.recurrent import RECURRENT, pack_padded, pad_packed
-from l2path.functional.rng import forked_rng
+from l2path.functional.rng import forked_rng, generator_states, set_generator_states
 from l2path.trees import tensor_leaves
 from l2path.types import Tree
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a tensor lies in memory."""
+class Mask(NamedTuple):
+    """A tensor that a random operation meets: its shape and how it lies in memory."""
 
     shape: torch.Size
     stride: tuple[int, ...]
 
 
 @dataclass
+class Plan:
+    """The masks of one call.
+
+    Attributes
+    ----------
+    alone : list of Mask
+        As a lone member's call meets them.
+    batched : list of Mask
+        As they were met inside ``vmap`` in a call for which ``alone`` is right.
+    """
+
+    alone: list[Mask]
+    batched: list[Mask] = field(default_factory=list)
+
+
+@dataclass
 class Substitutes:
-    """Switches the equivalents on, and remembers how tensors that dropout meets lie in memory.
+    """Switches the equivalents on, and remembers how tensors that random operations meet lie in memory.
 
     torch draws a mask in the order in which its tensor lies in memory. Inside ``vmap`` that order is another one, and
-    the mask of a member too. One plain call for each shape of a batch tells the order; masks are then drawn in it.
+    so is the mask of a member. A plain call of one member tells the order; masks are then drawn in it. The plain call
+    is made for every new shape of a batch, and again whenever what is met inside ``vmap`` differs from last time: a
+    branch was taken, a layer skipped.
 
     Attributes
     ----------
     used : set of str
         What has been replaced so far, in plain words.
-    layouts : dict
-        By the shapes of a batch, the layouts that dropout met in a plain call.
+    plans : dict
+        By shapes and strides of a batch.
     """
 
     used: set[str] = field(default_factory=set)
-    layouts: dict[Any, list[Layout]] = field(default_factory=dict)
+    plans: dict[Any, Plan] = field(default_factory=dict)
 
     @contextmanager
     def active(self, batch: Tree, device: torch.device, plain_call: Callable[[], object]) -> Iterator[None]:
@@ -64,53 +81,69 @@ class Substitutes:
         device : torch.device
             Of the parameters.
         plain_call : callable
-            The call that follows, of one member, outside of ``vmap``; made once for each shape of ``batch``.
+            The call that follows, of one of these members, outside of ``vmap``.
         """
-        key = tuple((leaf.shape, leaf.dtype) for leaf in tensor_leaves(batch))
-        if key not in self.layouts:
-            self.layouts[key] = self._observed(plain_call, device)
-        with _Replacing(self.layouts[key], self.used):
+        key = tuple((leaf.shape, leaf.stride(), leaf.dtype) for leaf in tensor_leaves(batch))
+        states = generator_states(device)
+
+        def observed() -> Plan:
+            with temporarily_clear_interpreter_stack(), forked_rng(device), torch.enable_grad(), _Observing() as seen:
+                set_generator_states(device, states)
+                plain_call()
+            self.plans[key] = Plan(seen.masks)
+            return self.plans[key]
+
+        with _Replacing(self.plans.get(key) or observed(), observed, self.used):
             yield
 
-    def _observed(self, plain_call: Callable[[], object], device: torch.device) -> list[Layout]:
-        """Return the layouts that dropout meets in a plain call, which leaves the generators as they are."""
-        with temporarily_clear_interpreter_stack(), forked_rng(device), torch.enable_grad(), _Observing() as seen:
-            plain_call()
-        found: list[Layout] = seen.layouts
-        return found
+
+def first_member(x: Tensor) -> Tensor:
+    """Return the tensor of one of the members that are batched here, as it is outside of ``vmap``."""
+    while is_functorch_wrapped_tensor(x):
+        axis = maybe_get_bdim(x) if is_batchedtensor(x) else None
+        x = get_unwrapped(x)
+        if axis is not None:
+            with temporarily_clear_interpreter_stack():
+                x = x.select(axis, 0)
+    return x.detach()
+
+
+def _met(x: Tensor) -> Mask:
+    """Return how a tensor lies in memory inside ``vmap``, members included."""
+    inner = x
+    while is_functorch_wrapped_tensor(inner):
+        inner = get_unwrapped(inner)
+    return Mask(x.shape, inner.stride())
 
 
 class _Observing(TorchFunctionMode):
-    """Keeps the layouts that dropout meets."""
+    """Keeps what random operations meet."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layouts: list[Layout] = []
+        self.masks: list[Mask] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.dropout:
-            x, _, on, _ = _dropout_arguments(*args, **kwargs)
-            if on:
-                self.layouts.append(Layout(x.shape, torch.empty_like(x).stride()))
+        if func in _RANDOM and (found := _RANDOM[func](*args, **kwargs)).draw is not None:
+            self.masks.append(Mask(found.like.shape, torch.empty_like(found.like).stride()))
         return func(*args, **kwargs)
 
 
 class _Replacing(TorchFunctionMode):
     """Calls equivalents in place of torch functions."""
 
-    def __init__(self, layouts: list[Layout], used: set[str]) -> None:
+    def __init__(self, plan: Plan, observe: Callable[[], Plan], used: set[str]) -> None:
         super().__init__()
-        self.layouts, self.used, self.drawn = layouts, used, 0
+        self.plan, self.observe, self.used, self.drawn = plan, observe, used, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.dropout:
-            x, p, on, inplace = _dropout_arguments(*args, **kwargs)
-            if on:
-                self.used.add("dropout")
-                noise = self._noise(x, p)
-                return x.mul_(noise) if inplace else x * noise
+        if func in _RANDOM:
+            found = _RANDOM[func](*args, **kwargs)
+            if found.draw is not None:
+                self.used.add(func.__name__)
+                return found.result(self._drawn(found.like, found.draw))
         elif func in _EQUIVALENTS and (applies := _EQUIVALENTS[func])[0](*args, **kwargs):
             name = func.__name__
             self.used.add(f"{name.strip('_')}(tensor)" if name.startswith("__") else name.lstrip("_"))
@@ -122,20 +155,70 @@ class _Replacing(TorchFunctionMode):
             return out.copy_(func(*args, **kwargs))
         return func(*args, **kwargs)
 
-    def _noise(self, x: Tensor, p: float) -> Tensor:
-        """Return the mask of one member, scaled by 1 / (1 - p), drawn outside of vmap in a lone member's layout."""
-        layout = self.layouts[self.drawn] if self.drawn < len(self.layouts) else None
+    def _drawn(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return random numbers of one member, drawn outside of vmap in a lone member's layout."""
+        met, number = _met(like), self.drawn
         self.drawn += 1
-        if layout is None or layout.shape != x.shape:
+        known = self.plan.batched
+        if number < len(known) and known[number] != met:
+            # Another way through the model than last time: look again. What was drawn so far was the same.
+            earlier = known[:number]
+            self.plan = self.observe()
+            known = self.plan.batched = earlier
+        if number >= len(self.plan.alone):
+            self.plan = self.observe()
+            known = self.plan.batched = known[:number]
+        alone = self.plan.alone[number] if number < len(self.plan.alone) else None
+        if alone is None or alone.shape != like.shape:
             raise ArgumentError(
                 "module",
-                got="random masks whose number or shapes change from step to step",
-                expected="the same masks at every step, where members are batched",
+                got="random masks whose number or shapes are not those of a member of its own",
+                expected="the same masks as alone, where members are batched",
                 remedy="pass engine='loop'",
             )
+        if number == len(known):
+            known.append(met)
         with temporarily_clear_interpreter_stack():
-            ones = torch.empty_strided(layout.shape, layout.stride, dtype=x.dtype, device=x.device).fill_(1.0)
-            return F.dropout(ones, p, training=True)
+            return draw(torch.empty_strided(alone.shape, alone.stride, dtype=like.dtype, device=like.device))
+
+
+class Draw(NamedTuple):
+    """A random operation taken apart."""
+
+    like: Tensor  # whose shape and layout the random numbers have
+    draw: Callable[[Tensor], Tensor] | None  # fills an empty tensor, or returns a new one; None: nothing is drawn
+    result: Callable[[Tensor], Tensor]  # of the random numbers
+
+
+def _dropout(*args: Any, **kwargs: Any) -> Draw:
+    x, p, on, inplace = _dropout_arguments(*args, **kwargs)
+
+    def draw(empty: Tensor) -> Tensor:
+        return F.dropout(empty.fill_(1.0), p, training=True)  # scaled by 1 / (1 - p)
+
+    return Draw(x, draw if on else None, lambda noise: x.mul_(noise) if inplace else x * noise)
+
+
+def _alpha_dropout(*args: Any, **kwargs: Any) -> Draw:
+    """``F.alpha_dropout``: SELU's alpha in place of 0, with mean and variance kept (Klambauer et al. 2017)."""
+    x, p, on, inplace = _dropout_arguments(*args, **({"training": False} | kwargs) if len(args) < 3 else kwargs)
+    alpha = 1.7580993408473766
+    a = ((alpha**2 * p + 1) * (1 - p)) ** -0.5
+
+    def result(kept: Tensor) -> Tensor:
+        scale, shift = kept * a, (kept - 1) * (alpha * a) + alpha * a * p
+        return x.mul_(scale).add_(shift) if inplace else x * scale + shift
+
+    return Draw(x, (lambda empty: empty.bernoulli_(1 - p)) if on else None, result)
+
+
+def _like(fill: Callable[[Tensor], Tensor]) -> Callable[..., Draw]:
+    """Return ``torch.randn_like`` or ``torch.rand_like`` taken apart; other dtypes and layouts are left to torch."""
+
+    def apart(input: Tensor, **kwargs: Any) -> Draw:
+        return Draw(input, None if any(v is not None for v in kwargs.values()) else fill, lambda numbers: numbers)
+
+    return apart
 
 
 def _dropout_arguments(
@@ -152,7 +235,8 @@ def _gaussian_nll(
     input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
     """``F.gaussian_nll_loss`` without its look at the values: a negative variance is NaN here, and not an error."""
-    var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
+    if not isinstance(var, Tensor):
+        var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
     if var.ndim == input.ndim - 1 and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
     kept = torch.where(var < 0, torch.nan, var.detach().clamp(min=eps) + (var - var.detach()))
@@ -214,6 +298,13 @@ def _packed(*args: Any, **kwargs: Any) -> bool:
     return isinstance(args[1], Tensor) and not isinstance(args[3], bool)
 
 
+# By torch function: how it is taken apart.
+_RANDOM: dict[Any, Callable[..., Draw]] = {
+    F.dropout: _dropout,
+    F.alpha_dropout: _alpha_dropout,
+    torch.randn_like: _like(lambda empty: empty.normal_()),
+    torch.rand_like: _like(lambda empty: empty.uniform_()),
+}
 # By torch function: when there is an equivalent for a call, and what it is.
 _EQUIVALENTS: dict[Any, tuple[Callable[..., bool], Callable[..., Any]]] = {
     F.gaussian_nll_loss: (_always, _gaussian_nll),

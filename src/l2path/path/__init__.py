@@ -7,9 +7,11 @@ from l2path.path.evaluation import Metric
 from l2path.path.members import Members
 from l2path.path.outcome import Member, Uncertainty
 from l2path.path.result import PathResult
+from l2path.path.stopping import EarlyStopping
 
 __all__ = [
     "CheckReport",
+    "EarlyStopping",
     "EpochEvent",
     "Member",
     "Members",

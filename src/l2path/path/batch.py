@@ -26,6 +26,7 @@ from l2path.path.setup import (
     selection_of,
     sources_by_seed,
 )
+from l2path.path.stopping import EarlyStopping
 from l2path.training import GradTransform
 from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
 
@@ -47,6 +48,7 @@ def batch_train(
     validation: Any = None,
     metrics: Mapping[str, Metric | MetricFn] | None = None,
     select: str = "val_loss",
+    early_stopping: EarlyStopping | None = None,
     anchor: Anchor | None = None,
     grad_transform: GradTransform | None = None,
     unused: Literal["freeze", "train"] = "freeze",
@@ -99,6 +101,8 @@ def batch_train(
         decide.
     select : str
         The score that decides: "val_loss", or a metric's name.
+    early_stopping : EarlyStopping, optional
+        Each member stops by itself when the score that decides gets no better, and the rest goes on faster.
     anchor : dict of str to Tensor, or "init"
         Weights to shrink towards; "init" is each seed's starting weights (L2-SP).
     grad_transform : Optimizer or callable, optional
@@ -149,6 +153,7 @@ def batch_train(
         engine=engine,
         member_chunk=member_chunk,
         sweep=sweep or {},
+        early_stopping=early_stopping,
     )
     check_settings(settings)
     seeds_ = check_seeds(seed, seeds)
@@ -171,6 +176,13 @@ def batch_train(
                 "metrics",
                 got=f"{sorted(checked)} without validation",
                 expected="validation data to compute them on",
+                remedy="pass validation=(inputs, targets)",
+            )
+        if early_stopping is not None and val is None:
+            raise ArgumentError(
+                "early_stopping",
+                got="a rule without validation data",
+                expected="validation data whose score says when to stop",
                 remedy="pass validation=(inputs, targets)",
             )
         selection = selection_of(select, metrics or {}, checked, val)

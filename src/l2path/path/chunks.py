@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from l2path.data import Source
@@ -14,6 +15,7 @@ from l2path.engine import Step, take
 from l2path.functional import Functional
 from l2path.path.evaluation import Validation
 from l2path.training import TrainState, averaged_params
+from l2path.trees import tree_map
 from l2path.types import Batch, Buffers, Lambdas, Params
 
 
@@ -27,6 +29,7 @@ class Group:
     train_step: Step
     source: Source
     validation: Validation | None = None
+    monitor: Validation | None = None  # what early stopping looks at, where that is other data
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch
@@ -46,11 +49,29 @@ class Chunk:
     members: list[int]
     state: TrainState
     strengths: Lambdas
+    best: Weights | None = None  # of each member's best epoch so far, with early stopping
 
     def keep(self, rows: Tensor) -> None:
         """Go on with the members at these rows only."""
         self.members = [self.members[c] for c in rows.tolist()]
         self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
+        self.best = None if self.best is None else take(self.best, rows)
+
+    def remember(self, improved: Tensor) -> None:
+        """Keep the weights of these members, ``[C]`` booleans, as their best so far."""
+        now = weights_of(self.state)
+        if self.best is None or bool(improved.all()):
+            self.best = now
+            return
+
+        def choose(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(improved.to(new.device).reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        self.best = tree_map(choose, now, self.best)
+
+    def kept(self) -> Weights:
+        """Return the weights that count: the best ones where they are remembered."""
+        return weights_of(self.state) if self.best is None else self.best
 
 
 class Running(NamedTuple):

@@ -23,8 +23,9 @@ from l2path.errors import ArgumentError
 from l2path.functional import seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
-from l2path.path.evaluation import score
-from l2path.path.selfcheck import first_line, warn_looped
+from l2path.path.evaluation import Validation, score
+from l2path.path.selfcheck import first_line, or_looped, warn_looped
+from l2path.path.stopping import EarlyStopping, Stopper
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState, averaged_params
 from l2path.trees import tensor_leaves, tree_map
@@ -49,6 +50,7 @@ class Driver:
         ``EpochEvent -> keep mask [K] or None``.
     first_block : int
         Number of batches in the first block.
+    stopping : (EarlyStopping, name of the score, greater_is_better), optional
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Driver:
         epochs: int,
         on_epoch: Callable[[EpochEvent], Any] | None,
         first_block: int = 8,
+        stopping: tuple[EarlyStopping, str, bool] | None = None,
     ) -> None:
         self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
         self.eval_kind = eval_kind
@@ -68,8 +71,10 @@ class Driver:
         self.epoch = 0
         self.block_length = first_block
         self.running: Running | None = None  # the step at which an error came
+        self.monitored = stopping[1] if stopping else ""
+        self.stopper = Stopper(stopping[0], stopping[2], members) if stopping else None
         first = groups[0].validation
-        names = [*TRAIN_KEYS, *(first.names if first else [])]
+        names = [*TRAIN_KEYS, *(first.names if first else []), *(["monitor"] if groups[0].monitor else [])]
         self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
 
     def run(self, interrupt: Interrupt, progress: Progress) -> bool:
@@ -123,6 +128,7 @@ class Driver:
             self.epoch += 1
         if not cut:
             self._hook()
+            self._stop_early()
             progress.show(self.epoch, self._note())
         return not cut
 
@@ -170,9 +176,9 @@ class Driver:
             for group in self.groups:
                 group.loop()
             self.engine = replace(self.engine, kind="loop", reason=f"vmap failed at step {step}: {first_line(error)}")
+            self.eval_kind = "loop"
             sums[:] = before
             self._block(chunk, batches, sums)  # an error that is not vmap's comes again
-            self.eval_kind = "loop"
             warn_looped(f"{self.engine.reason}; the steps before are right", stacklevel=6)
 
     def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
@@ -216,18 +222,14 @@ class Driver:
                 good = torch.zeros_like(good)
             for c in (~good).nonzero().flatten().tolist():
                 k = members[c]
-                self._park(k, take(state, c), "diverged")
+                self.record.parked[k] = weights_of(take(state, c))
+                self.record.status[k] = "diverged"
                 self.record.diverged_at[k] = chunk.group.step + t
             alive = good.nonzero().flatten()
             if not len(alive):
                 return
             members = [members[c] for c in alive.tolist()]
             state, strengths = take(new, alive), take(strengths, alive)
-
-    def _park(self, member: int, state: TrainState, status: str) -> None:
-        """Put a member that leaves training aside."""
-        self.record.parked[member] = weights_of(state)
-        self.record.status[member] = status
 
     def _shrink(self, chunk: Chunk, keep: Tensor) -> None:
         """Drop rows from a chunk, and the chunk itself when none is left."""
@@ -245,15 +247,50 @@ class Driver:
         table = dict(zip(TRAIN_KEYS, means, strict=True))
         table |= {n: np.full(self.members, np.nan) for n in self.record.history if n not in TRAIN_KEYS}
         for chunk in self.chunks:
-            group = chunk.group
-            if group.validation is not None:
-                state = chunk.state._replace(params=averaged_params(chunk.state))
-                for name, values in score(self.eval_kind, group.eval_fn, state, group.validation, group.seed).items():
+            if chunk.group.validation is not None:
+                for name, values in self._score(chunk, chunk.group.validation).items():
                     table[name][chunk.members] = values.cpu().numpy()
+                if chunk.group.monitor is not None:
+                    table["monitor"][chunk.members] = (
+                        self._score(chunk, chunk.group.monitor)[self.monitored].cpu().numpy()
+                    )
         for name, row in table.items():
             self.record.history[name].append(row)
         for k in np.flatnonzero(active):
             self.record.epochs[k] = self.epoch + 1
+        if self.stopper is not None:
+            improved = self.stopper.improved(table["monitor" if "monitor" in table else self.monitored], self.epoch + 1)
+            if self.stopper.rule.restore_best:
+                for chunk in self.chunks:
+                    rows = torch.from_numpy(improved[chunk.members])
+                    if bool(rows.any()):
+                        chunk.remember(rows)
+
+    def _score(self, chunk: Chunk, val: Validation) -> dict[str, Tensor]:
+        """Return ``[C]`` scores of a chunk by name; one member after the other if they cannot be batched."""
+        state = chunk.state._replace(params=averaged_params(chunk.state))
+        self.eval_kind, found = or_looped(
+            self.eval_kind, chunk.group.eval_fn, lambda kind, fn: score(kind, fn, state, val, chunk.group.seed)
+        )
+        return found
+
+    def _stop_early(self) -> None:
+        """Let go of the members that have waited for long enough."""
+        if self.stopper is None:
+            return
+        finished = torch.from_numpy(self.stopper.finished(self.epoch))
+        for chunk in list(self.chunks):
+            self._let_go(chunk, finished[chunk.members])
+
+    def _let_go(self, chunk: Chunk, done: Tensor) -> None:
+        """Put the members of a chunk aside where ``done``, ``[C]``, is True."""
+        if not bool(done.any()):
+            return
+        kept = chunk.kept()
+        for c in done.nonzero().flatten().tolist():
+            self.record.parked[chunk.members[c]] = take(kept, c)
+            self.record.status[chunk.members[c]] = "stopped"
+        self._shrink(chunk, ~done)
 
     def _hook(self) -> None:
         """Call ``on_epoch`` and let go of the members that it does not keep."""
@@ -266,7 +303,7 @@ class Driver:
             max(g.step for g in self.groups),
             self.history(),
             torch.from_numpy(active),
-            self.gather,
+            lambda: self.gather(best=False),
         )
         mask = self.on_epoch(event)
         if mask is None:
@@ -280,11 +317,15 @@ class Driver:
                 remedy="start from event.active and switch members off",
             )
         for chunk in list(self.chunks):
-            rows = keep[chunk.members]
-            for c in (~rows).nonzero().flatten().tolist():
-                self._park(chunk.members[c], take(chunk.state, c), "stopped")
-            if not bool(rows.all()):
-                self._shrink(chunk, rows)
+            self._let_go(chunk, ~keep[chunk.members])
+
+    def epochs_kept(self) -> tuple[int, ...]:
+        """Return the epoch, from 1, whose weights are kept of each member."""
+        last = self.record.epochs
+        if self.stopper is None or not self.stopper.rule.restore_best:
+            return tuple(last)
+        best = self.stopper.best_epoch.tolist()
+        return tuple(b if b and s != "diverged" else n for b, n, s in zip(best, last, self.record.status, strict=True))
 
     def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return ``[K]`` booleans: members still in training."""
@@ -298,9 +339,12 @@ class Driver:
         empty = np.empty((0, self.members))
         return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in self.record.history.items()}
 
-    def gather(self) -> Weights:
-        """Return the weights of all members, ``[K, ...]`` by name, in the members' order."""
-        kept = [(chunk.members, weights_of(chunk.state)) for chunk in self.chunks]
+    def gather(self, *, best: bool = True) -> Weights:
+        """Return the weights of all members, ``[K, ...]`` by name, in the members' order.
+
+        With ``best`` those of each member's best epoch, where they are remembered; else those that it has now.
+        """
+        kept = [(chunk.members, chunk.kept() if best else weights_of(chunk.state)) for chunk in self.chunks]
         kept += [([k], tree_map(lambda x: x.unsqueeze(0), one)) for k, one in self.record.parked.items()]
         out: Weights = tree_map(lambda x: x.new_empty((self.members, *x.shape[1:])), kept[0][1])
         for members, weights in kept:

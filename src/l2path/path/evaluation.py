@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -133,6 +133,14 @@ def concatenate(trees: list[Tree], rows: list[int], *, member_axis: bool) -> Tre
             return leaves[0]
         if leaves[0].ndim == axis:
             return sum(leaf * (n / sum(rows)) for leaf, n in zip(leaves, rows, strict=True))
+        if len(leaves) > 1 and any(leaf.shape[axis] % n for leaf, n in zip(leaves, rows, strict=True)):
+            raise ArgumentError(
+                "outputs" if member_axis else "targets",
+                got=f"shapes {[list(leaf.shape[axis:]) for leaf in leaves][:3]} for batches of {rows[:3]} rows",
+                expected="rows along the first axis, by which batches are joined",
+                remedy="return it with the rows first (a recurrent layer's last state has its layers there), or not at "
+                "all in eval mode",
+            )
         return torch.cat(leaves, dim=axis)
 
     return tree_map(join, *trees)
@@ -173,8 +181,9 @@ def score(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, se
     The loss is the loss of all rows at once; with ``model_loss`` and ``full_loss`` it is the row-weighted mean over the
     batches. Random masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.
     """
+    prepare = partial(seed_generators, fn.device, step_seed(seed, 0))
     if not isinstance(val.loss_fn, (FullLoss, ModelLoss)):
-        return scores_of_outputs(*outputs_of(kind, fn, state, val, seed), val)
+        return scores_of_outputs(*outputs_of(kind, fn, state, val, seed), val, prepare)
     losses, outputs, batches, rows = [], [], [], []
     for step, batch in enumerate(validation_batches(val.source)):
         with noted(f"batch {step} of the validation data", batch):
@@ -188,7 +197,7 @@ def score(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, se
     if not val.metrics:
         return mean
     joined = concatenate(outputs, rows, member_axis=True), concatenate(batches, rows, member_axis=False)
-    return scores_of_outputs(*joined, val) | mean
+    return scores_of_outputs(*joined, val, prepare) | mean
 
 
 def copied(*trees: Tree) -> tuple[Tree, ...]:
@@ -196,16 +205,21 @@ def copied(*trees: Tree) -> tuple[Tree, ...]:
     return tuple(map_tensors(torch.clone, tree) for tree in trees)
 
 
-def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation) -> dict[str, Tensor]:
-    """Return ``[C]`` float64 scores by name, calling the loss and each metric on one member at a time."""
+def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation, prepare: Callable[[], None]) -> dict[str, Tensor]:
+    """Return ``[C]`` float64 scores by name, calling the loss and each metric on one member at a time.
+
+    ``prepare`` seeds what they may draw, the same for every member.
+    """
     found: dict[str, list[float]] = {name: [] for name in val.names}
     with torch.no_grad():
         for c in range(members_of(outputs)):
             one = take(outputs, c)
             # Copied for each call: what works in place must not spoil the rows for the others.
+            prepare()
             loss = val.loss_fn(*copied(one, targets))  # type: ignore[operator]  # no FullLoss comes here
             found["val_loss"].append(float(check_scalar(loss)))
             for name, metric in val.metrics.items():
+                prepare()
                 found[f"val_{name}"].append(_number(metric.function(*copied(one, targets)), name))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 

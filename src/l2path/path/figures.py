@@ -44,12 +44,16 @@ def _positions(result: Outcome) -> FloatArray:
     return values[list(result.table.points)]
 
 
-def x_axis(axis: Axes, result: Outcome, values: FloatArray, unordered: str = "member") -> FloatArray:
-    """Label the x axis and return where to draw: 0 sits one step left of the smallest positive value."""
+def _x_axis(axis: Axes, result: Outcome, values: FloatArray) -> FloatArray:
     if result.path_values is None:
-        axis.set_xlabel(unordered)
+        axis.set_xlabel("member")
         return values
-    axis.set_xlabel(result.table.main_axis)
+    return x_axis(axis, result.table.main_axis, values)
+
+
+def x_axis(axis: Axes, name: str, values: FloatArray) -> FloatArray:
+    """Make an x axis of strengths and return where to draw: 0 sits one step left of the smallest positive value."""
+    axis.set_xlabel(name)
     positive = np.unique(values[values > 0])
     if positive.size == 0:
         return values
@@ -82,7 +86,7 @@ def _mark(axis: Axes, x: FloatArray, chosen: int | None, result: Outcome) -> Non
 
 
 def _validation(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
-    x = x_axis(axis, result, values)
+    x = _x_axis(axis, result, values)
     axis.set_title("Validation" if chosen is not None else "Training objective (no validation data)")
     order = np.argsort(x, kind="stable")
     if chosen is None:
@@ -128,7 +132,7 @@ def _over_seeds(result: Outcome, rows: FloatArray) -> FloatArray:
 
 
 def _norms(axis: Axes, result: Outcome, values: FloatArray, chosen: int | None) -> None:
-    x = x_axis(axis, result, values)
+    x = _x_axis(axis, result, values)
     positions = _over_seeds(result, x)
     order = np.argsort(positions, kind="stable")
     styles = ["-", "--", "-.", ":"]
@@ -185,4 +189,4 @@ def _curves(axis: Axes, result: Outcome) -> None:
 
 def _final(result: Outcome, name: str) -> FloatArray:
     rows = result.history[name].numpy()
-    return np.array([rows[n - 1, k] if n else np.nan for k, n in enumerate(result.epochs_trained)])
+    return np.array([rows[n - 1, k] if n else np.nan for k, n in enumerate(result.epochs_kept)])

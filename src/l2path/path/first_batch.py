@@ -170,7 +170,8 @@ def freeze_unused(fn: Functional, loss: DataLoss, batch: Batch, unused: str) -> 
         )
     if names and unused == "freeze":
         warnings.warn(
-            f"the loss does not depend on {names}: they stay as they are, unpenalised, as in torch.optim "
+            f"the loss of the first batch does not depend on {names}: they stay as they are, unpenalised, as in "
+            "torch.optim where no batch uses them "
             "(unused='train' shrinks them by their lambda)",
             UnusedParameterWarning,
             stacklevel=4,

@@ -102,14 +102,14 @@ class Members:
         own = tuple(f for f in range(folds) for _ in range(n))
         return replace(self, folds=own, seeds=self.seeds * folds, points=self.points * folds, index=index)
 
-    def only(self, point: int) -> Members:
-        """Return the members of one point of the path, which is then all there is of it."""
-        rows = [k for k, p in enumerate(self.points) if p == point]
-        at = {name: own[rows[0]] for name, own in self.index.items()}
-        zeros = (0,) * len(rows)
+    def only(self, point: int, seeds: Sequence[int]) -> Members:
+        """Return one point of the path, which is then all there is of it, under these seeds and without folds."""
+        row = self.points.index(point)
+        at = {name: own[row] for name, own in self.index.items()}
+        zeros = (0,) * len(seeds)
         return Members(
-            folds=tuple(self.folds[k] for k in rows),
-            seeds=tuple(self.seeds[k] for k in rows),
+            folds=zeros,
+            seeds=tuple(seeds),
             points=zeros,
             index=dict.fromkeys(self.index, zeros),
             shape=(1,) * len(self.shape),

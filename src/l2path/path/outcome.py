@@ -115,7 +115,7 @@ class Outcome:
         The flat table of members and its axes.
     status : tuple of str, [K]
         "trained", "stopped" or "diverged".
-    epochs_trained : tuple of int, [K]
+    epochs_trained, epochs_kept : tuple of int, [K]
     diverged_at : tuple, [K]
         The step at which a member diverged, or None.
     complete : bool
@@ -137,6 +137,7 @@ class Outcome:
     functionals: dict[int, tuple[Functional, Functional]]
     status: tuple[str, ...]
     epochs_trained: tuple[int, ...]
+    epochs_kept: tuple[int, ...]
     diverged_at: tuple[int | None, ...]
     complete: bool
     engine: Engine
@@ -172,7 +173,7 @@ class Outcome:
 
     @cached_property
     def scores(self) -> FloatArray:
-        """``[K]`` final scores of the selection, NaN for diverged members; needs validation."""
+        """``[K]`` scores of the selection at the epoch that is kept, NaN for diverged members; needs validation."""
         if self.select.validation is None:
             raise NoScoreError(
                 "there is no validation score to choose by: the training loss alone would always choose the weakest "
@@ -180,7 +181,7 @@ class Outcome:
             )
         rows = self.history[self.select.name].numpy()
         out = np.full(len(self), np.nan)
-        for k, n in enumerate(self.epochs_trained):
+        for k, n in enumerate(self.epochs_kept):
             if n and self.status[k] != "diverged":
                 out[k] = rows[n - 1, k]
         return out

@@ -146,12 +146,14 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
             outputs = forward("loop", eval_fn, one, inputs, 0)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                scores_of_outputs(outputs, targets, validation)
+                scores_of_outputs(outputs, targets, validation, lambda: None)
             refuse_broadcast(caught, "validation")
             warn_broadcast(take(outputs, 0), targets, "validation")
-            rows = [batch_rows(batch)] * 2  # what cannot be joined with the next batch shows now
-            concatenate([outputs, outputs], rows, member_axis=True)
-            concatenate([targets, targets], rows, member_axis=False)
+            rows = [batch_rows(batch)] * 2
+            if validation.source.rows is None or validation.source.rows > rows[0]:
+                # What cannot be joined with the next batch shows now.
+                concatenate([outputs, outputs], rows, member_axis=True)
+                concatenate([targets, targets], rows, member_axis=False)
     except ArgumentError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ def report(result: Outcome) -> str:
     """
     best = result.chosen
     table = result.table
-    several = len(set(table.seeds)) > 1 and table.n_points < len(result)
+    folds = len(set(table.folds)) > 1
+    several = len(set(table.seeds)) > 1 and table.n_points < len(result) and not folds
     groups = [[k for k, p in enumerate(table.points) if p == point] for point in range(table.n_points)]
     if not several:
         groups = [[k] for k in range(len(result))]
@@ -32,20 +34,19 @@ def report(result: Outcome) -> str:
         columns.append(cells)
 
     labels = [table.label(g[0]) for g in groups]
+    if folds:
+        add("fold", [str(table.folds[g[0]]) for g in groups])
     if not several and len(set(table.seeds)) > 1:
         add("seed", [str(table.seeds[g[0]]) for g in groups])
-    for name in table.hyper:
-        add(name, [show(label[name]) for label in labels])
-    if table.lambdas is not None:
-        keys = list(labels[0]["lambda"]) if isinstance(labels[0]["lambda"], dict) else None
-        if keys is not None and all(isinstance(b["lambda"], dict) and list(b["lambda"]) == keys for b in labels):
-            for key in keys:
-                add(f"lambda[{key}]", [show(label["lambda"][key]) for label in labels])
-        else:
-            add("lambda", [show(label["lambda"]) for label in labels])
+    for name in (*table.hyper, *(("lambda",) if table.lambdas is not None else ())):
+        for title, cells in label_columns(name, [label[name] for label in labels]):
+            add(title, cells)
     for name, rows in result.history.items():
-        last = np.array([float(rows[n - 1, k]) if n else np.nan for k, n in enumerate(result.epochs_trained)])
+        last = np.array([float(rows[n - 1, k]) if n else np.nan for k, n in enumerate(result.epochs_kept)])
         add(name, [number(float(last[g].mean())) for g in groups])
+    if result.epochs_kept != result.epochs_trained:
+        kept = result.epochs_kept
+        add("epoch", [str(kept[g[0]]) if len(g) == 1 else f"{np.mean([kept[k] for k in g]):.1f}" for g in groups])
     if several and result.select.validation is not None:
         add("sd over seeds", [number(float(result.scores[g].std(ddof=1))) for g in groups])
     chosen = None if best is None else next(row for row, g in enumerate(groups) if best in g)
@@ -58,7 +59,8 @@ def report(result: Outcome) -> str:
     if set(result.status) != {"trained"}:
         add("status", [", ".join(dict.fromkeys(result.status[k] for k in g)) for g in groups])
     body = [list(row) for row in zip(*columns, strict=True)]
-    return "\n".join([format_table(header, _shorten(body, chosen)), "", *notes(result, best)])
+    body = shorten(body, [] if chosen is None else [chosen])
+    return "\n".join([format_table(header, body), "", *notes(result, best)])
 
 
 def notes(result: Outcome, best: int | None) -> list[str]:
@@ -68,7 +70,9 @@ def notes(result: Outcome, best: int | None) -> list[str]:
         lines.append(
             f"Incomplete: interrupted after {max(result.epochs_trained)} epochs (the last one may be partial)."
         )
-    if best is not None:
+    if best is not None and len(set(result.table.folds)) > 1:
+        lines.append("Members of several folds: which point to take is told by the cross-validation as a whole.")
+    elif best is not None:
         lines.append(_verdict(result, best))
         if result.uncertainty.reason:
             lines.append(f"No standard errors: {result.uncertainty.reason}.")
@@ -133,11 +137,20 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def _shorten(rows: list[list[str]], best: int | None) -> list[list[str]]:
+def label_columns(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    """Return what members trained with as columns: one, or one for each pattern that all of them name."""
+    keys = list(values[0]) if name == "lambda" and isinstance(values[0], dict) else None
+    if keys is not None and all(isinstance(v, dict) and list(v) == keys for v in values):
+        return [(f"{name}[{key}]", [show(v[key]) for v in values]) for key in keys]
+    return [(name, [show(v) for v in values])]
+
+
+def shorten(rows: list[list[str]], marked: Sequence[int]) -> list[list[str]]:
+    """Return the rows of a long table that matter: its ends, and what is around the marked ones."""
     if len(rows) <= SHOWN:
         return rows
-    near = range(best - 3, best + 4) if best is not None else range(0)
-    keep = sorted({*range(8), *(k for k in near if 0 <= k < len(rows)), *range(len(rows) - 8, len(rows))})
+    near = {k for m in marked for k in range(m - 3, m + 4) if 0 <= k < len(rows)}
+    keep = sorted({*range(8), *near, *range(len(rows) - 8, len(rows))})
     out: list[list[str]] = []
     for before, k in zip([-1, *keep], keep, strict=False):
         if k != before + 1:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from l2path.batches import batch_rows
-from l2path.data import DataStream, Place, make_source
+from l2path.data import DataStream, Place, Source, make_source
+from l2path.engine import EvalKind
 from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.functional import Functional, forked_rng, vmap_hints_silenced
 from l2path.losses import FullLoss
@@ -23,6 +25,7 @@ from l2path.path.members import Members
 from l2path.path.outcome import Outcome, Selection, Uncertainty
 from l2path.path.report import report
 from l2path.path.rows import chunk_rows
+from l2path.path.selfcheck import or_looped
 from l2path.penalty import Names
 from l2path.scores import FloatArray, standard_error
 from l2path.training import TrainState
@@ -56,7 +59,8 @@ class PathResult(Outcome):
         The flat table of members and its axes.
     status : tuple of str, [K]
         "trained", "stopped" or "diverged".
-    epochs_trained : tuple of int, [K]
+    epochs_trained, epochs_kept : tuple of int, [K]
+        Epochs trained, and the epoch whose weights and score are kept: another one with :class:`EarlyStopping`.
     diverged_at : tuple, [K]
         The step at which a member diverged, or None.
     complete : bool
@@ -102,11 +106,8 @@ class PathResult(Outcome):
         parts: list[tuple[list[int], Tree]] = []
         with forked_rng(fn.device), torch.no_grad(), vmap_hints_silenced():
             for rows, state, evaluation, seed in self._chunks(chosen):
-                outputs, sizes = [], []
-                for step, x in enumerate(DataStream(source, 0)):
-                    outputs.append(forward(self.eval_kind, evaluation, state, x, step_seed(seed, step)))
-                    sizes.append(batch_rows(x))
-                parts.append((rows, concatenate(outputs, sizes, member_axis=True)))
+                call = partial(_outputs, source, state, seed)
+                parts.append((rows, or_looped(self.eval_kind, evaluation, call, stacklevel=4)[1]))
         order = torch.tensor([row for rows, _ in parts for row in rows]).argsort()
         return map_tensors(lambda *x: torch.cat(x)[order.to(x[0].device)], *(part for _, part in parts))
 
@@ -147,6 +148,15 @@ class PathResult(Outcome):
         return f"PathResult({len(self)} members{chosen}{state})"
 
 
+def _outputs(source: Source, state: TrainState, seed: int, kind: EvalKind, fn: Functional) -> Tree:
+    """Return the outputs ``[C, B, ...]`` of a chunk on all batches."""
+    outputs, sizes = [], []
+    for step, x in enumerate(DataStream(source, 0)):
+        outputs.append(forward(kind, fn, state, x, step_seed(seed, step)))
+        sizes.append(batch_rows(x))
+    return concatenate(outputs, sizes, member_axis=True)
+
+
 def finish(driver: Driver, table: Members, names: Names, select: Selection, *, complete: bool) -> PathResult:
     """Assemble the result of a run, with its standard errors and its boundary warning."""
     weights = driver.gather()
@@ -161,6 +171,7 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
         functionals={g.seed: (g.fn, g.eval_fn) for g in driver.groups},
         status=tuple(record.status),
         epochs_trained=tuple(record.epochs),
+        epochs_kept=driver.epochs_kept(),
         diverged_at=tuple(record.diverged_at),
         complete=complete,
         engine=driver.engine,
@@ -189,7 +200,12 @@ def uncertainty(result: PathResult) -> Uncertainty:
     rows: FloatArray | None = None
     with forked_rng(next(tensor_leaves(result.params)).device):
         for index, state, evaluation, seed in result._chunks(range(len(result))):
-            found, reason = chunk_rows(result.eval_kind, evaluation, state, val, name, seed, result.scores[index])
+            whole = result.scores[index]
+            _, (found, reason) = or_looped(
+                result.eval_kind,
+                evaluation,
+                lambda kind, fn: chunk_rows(kind, fn, state, val, name, seed, whole),  # noqa: B023
+            )
             if found is None:
                 return Uncertainty(reason=reason)
             if found.shape[1] * len(result) > ROW_NUMBERS:

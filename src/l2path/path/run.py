@@ -26,6 +26,7 @@ from l2path.path.members import Members
 from l2path.path.outcome import Selection
 from l2path.path.result import PathResult, finish
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
+from l2path.path.stopping import EarlyStopping
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
@@ -51,6 +52,7 @@ class Settings:
     engine: Engine | str
     member_chunk: int | str
     sweep: Sweep
+    early_stopping: EarlyStopping | None = None
 
 
 def check_settings(settings: Settings) -> None:
@@ -59,6 +61,13 @@ def check_settings(settings: Settings) -> None:
     check_loss(settings.loss_fn)
     check_optimizer(settings.optimizer)
     check_grad_transform(settings.grad_transform)
+    if settings.early_stopping is not None and not isinstance(settings.early_stopping, EarlyStopping):
+        raise ArgumentError(
+            "early_stopping",
+            got=repr(settings.early_stopping),
+            expected="l2path.EarlyStopping(patience=...), or None",
+            remedy="write early_stopping=l2path.EarlyStopping(patience=5)",
+        )
 
 
 def train_members(
@@ -116,6 +125,8 @@ def train_members(
     member_bytes = sum(leaf.nbytes for leaf in tensor_leaves(one_state))
     # Storage is the state and, at the end, the result's own copy of the weights.
     result_bytes = sum(leaf.nbytes for leaf in tensor_leaves(weights_of(one_state)))
+    if settings.early_stopping is not None and settings.early_stopping.restore_best:
+        result_bytes *= 2  # the best epoch's as well
     preflight.check_memory(len(table), member_bytes + result_bytes, fns[seed].device)
     hyper_state = with_hyper(one_state._replace(opt_state=repeat(one_state.opt_state, len(table))), table, every, names)
     if not isinstance(grad_transform, Optimizer):
@@ -148,7 +159,7 @@ def train_members(
     groups: dict[Key, Group] = {}
     chunks = []
     for key in keys:
-        fold, s = key
+        s = key[1]
         fn = fns[s]
         towards = {n: a for n, a in anchors[s].items() if n in fn.params}
 
@@ -158,7 +169,7 @@ def train_members(
         looped = step(fn.with_substitutes(None), grad_with_autograd)
         batched = looped if chosen.kind == "loop" else step(fn, grad_with_torch_func)
         spare = looped if chosen.kind == "vmap" and engine == "auto" else None
-        groups[key] = Group(s, fn, fn.evaluation(), batched, peeked[id(sources[key])], validations.get(fold), spare)
+        groups[key] = Group(s, fn, fn.evaluation(), batched, peeked[id(sources[key])], loop_step=spare)
         own = [k for k in every if table.keys[k] == key]
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]
@@ -175,9 +186,10 @@ def train_members(
         preflight.check_validation(fns[seed], eval_fn, first)
 
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
-    driver = Driver(
-        [*groups.values()], chunks, chosen, eval_kind, len(table), settings.epochs, settings.on_epoch, first_block
-    )
+    rule = settings.early_stopping
+    stopping = None if rule is None else (rule, selection.name, selection.greater_is_better)
+    hook, epochs = settings.on_epoch, settings.epochs
+    driver = Driver([*groups.values()], chunks, chosen, eval_kind, len(table), epochs, hook, first_block, stopping)
     bar = Progress(settings.epochs, f"l2path: {len(table)} members", settings.progress)
     try:
         with deferred_interrupt() as interrupt:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from l2path.types import Batch, Buffers, LossFn, Params, Tree
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether members can be vmapped, with which substitutes, and if not why."""
@@ -39,6 +42,7 @@ class Verdict:
     reason: str
     layer: str | None = None
     substitutes: Substitutes | None = None
+    draws: bool = False
 
 
 def tolerance_of(call: Callable[[], object]) -> float:
@@ -87,20 +91,22 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
         Of the random masks.
     """
     plain = _attempt(fn, loss_fn, batch, seed)
-    if plain.vmapped:
+    if plain.vmapped and not plain.draws:
         return plain
     found = Substitutes()
     second = _attempt(fn.with_substitutes(found), loss_fn, batch, seed)
+    # Masks that agree on this batch need not on the next one, of another shape, unless they are drawn as a lone
+    # member draws them; and rounding hides masks that matter little.
     if not second.vmapped:
         return plain
     replaced = ", ".join(sorted(found.used))
-    return Verdict(True, f"{second.reason}, with equivalents of {replaced} that vmap can batch", substitutes=found)
+    reason = f"{second.reason}, with equivalents of {replaced} that vmap can batch" if replaced else second.reason
+    return Verdict(True, reason, substitutes=found, draws=second.draws)
 
 
 def _attempt(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Verdict:
     """Compare two vmapped members with the loop, which uses no substitutes."""
-    # Two members that differ, so that what reads one member's values for all of them is noticed.
-    state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
+    state = two_members(fn)
 
     def step(f: Functional, gradients: Any) -> Any:
         loss = data_loss(f, loss_fn)
@@ -135,7 +141,22 @@ def _attempt(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
         if not agree(got, want, tolerance):
             why = " (its random masks come in another order under vmap)" if draws else ""
             return Verdict(False, f"{name} of a vmapped step differs from the same step in a loop{why}")
-    return Verdict(True, "one vmapped step equals the loop")
+    return Verdict(True, "one vmapped step equals the loop", draws=draws)
+
+
+def two_members(fn: Functional) -> tuple[Params, Buffers]:
+    """Return parameters and buffers of two members that differ, ``[2, ...]``.
+
+    What reads one member's values for all of them is noticed then; and what is zero at the start (a gate, a last
+    layer) does not hide what lies behind it.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def pair(p: Tensor) -> Tensor:
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device, p.dtype)
+        return torch.stack([p, p * 1.01 + 1e-3 * noise])
+
+    return tree_map(pair, fn.params), repeat(fn.buffers, 2)
 
 
 # What torch's messages mean, by a part of them.
@@ -158,6 +179,24 @@ def warn_looped(reason: str, stacklevel: int = 4) -> None:
     warnings.warn(f"members are trained one after the other: {reason}", EngineWarning, stacklevel=stacklevel)
 
 
+def or_looped(
+    kind: EvalKind, fn: Functional, call: Callable[[EvalKind, Functional], Result], stacklevel: int = 6
+) -> tuple[EvalKind, Result]:
+    """Return ``call(kind, fn)``, or if that fails the same in a loop, and how it was done.
+
+    What can be batched on the first batch of training need not be on every batch of other data.
+    """
+    try:
+        return kind, call(kind, fn)
+    except Exception as error:
+        if kind == "loop":
+            raise
+        found = call("loop", fn.with_substitutes(None))  # an error that is not vmap's comes again
+        text = f"outputs in eval mode are computed one member after the other: {first_line(error)}"
+        warnings.warn(text, EngineWarning, stacklevel=stacklevel)
+        return "loop", found
+
+
 def evaluation_kind(
     fn: Functional, eval_fn: Functional, batch: Batch, loss_fn: LossFn | FullLoss, kind: Literal["vmap", "loop"]
 ) -> EvalKind:
@@ -167,7 +206,7 @@ def evaluation_kind(
     """
     if kind == "loop":
         return "loop"
-    state = (tree_map(lambda p: torch.stack([p, p * 1.01]), fn.params), repeat(fn.buffers, 2))
+    state = two_members(fn)
 
     def run(how: EvalKind, f: Functional) -> list[Tensor]:
         def outputs(s: tuple[Params, Buffers], b: Batch) -> Tree:
