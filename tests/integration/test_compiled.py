@@ -24,6 +24,7 @@ NOT_COMPILED = {
     "weight_norm of old": "Cannot access storage of TensorWrapper",
     "pruned weights": "Cannot access storage of TensorWrapper",
     "complex parameters": "to_real",
+    "autograd.Function": "does not have vmap support",
     "depthwise-separable CNN": "view size is not compatible",
     "CTC": "_ctc_loss",
 }

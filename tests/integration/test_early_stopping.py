@@ -141,3 +141,70 @@ def test_a_linear_model_without_noise_trains_to_the_end() -> None:
         validation=(x, 2 * x), early_stopping=l2path.EarlyStopping(2),
     )  # fmt: skip
     assert (result.status, result.epochs_kept) == (("trained",) * 2, (10, 10))
+
+
+# --- with cross-validation --------------------------------------------------------------------------------------------
+
+
+def cross_validate(rule: l2path.EarlyStopping | None, **changes: Any) -> l2path.CVResult:
+    options: dict[str, Any] = {
+        "loss_fn": F.cross_entropy, "optimizer": l2path.sgd(lr=0.2, momentum=0.9), "lambdas": LAMBDAS, "epochs": 25,
+        "batch_size": 20, "early_stopping": rule, "folds": 3,
+    }  # fmt: skip
+    return l2path.cross_validate(noisy, changes.pop("data", TRAIN), **(options | changes))
+
+
+@pytest.mark.parametrize("options", [{}, {"member_chunk": 3}, {"seeds": (0, 1)}])
+def test_in_a_fold_rows_apart_say_when_to_stop(options: dict[str, Any]) -> None:
+    rule = l2path.EarlyStopping(3, holdout=0.25)
+    cv = cross_validate(rule, **options)
+    members, table = cv.members, cv.members.table
+    assert len(set(members.epochs_kept)) > 1
+    for number, fold in enumerate(cv.folds):
+        # 10 of 40 rows, drawn by the published order of this seed and, in place of the epoch, this fold.
+        order = l2path.data_order(40, 0, number).numpy()
+        train_rows, watched = np.sort(fold.train[order[10:]]), np.sort(fold.train[order[:10]])
+        for seed in options.get("seeds", (0,)):
+            alone = l2path.batch_train(
+                noisy, (TRAIN[0][train_rows], TRAIN[1][train_rows]), loss_fn=F.cross_entropy,
+                optimizer=l2path.sgd(lr=0.2, momentum=0.9), lambdas=LAMBDAS, epochs=25, batch_size=20, seed=seed,
+                validation=(TRAIN[0][watched], TRAIN[1][watched]), early_stopping=rule,
+            )  # fmt: skip
+            own = [k for k in range(len(table)) if table.keys[k] == (number, seed)]
+            assert [members.epochs_kept[k] for k in own] == list(alone.epochs_kept)
+            assert_trees_close({n: p[own] for n, p in members.params.items()}, dict(alone.params), 1e-9)
+            looked_at = members.history["monitor"][:, own][: len(alone.history["loss"])]
+            assert_trees_close(looked_at.nan_to_num(-1.0), alone.history["val_loss"].nan_to_num(-1.0), 1e-9)
+            scored = alone.predict(TRAIN[0][fold.test])
+            want = [F.cross_entropy(scored[k], TRAIN[1][fold.test]).item() for k in range(len(LAMBDAS))]
+            assert_trees_close([float(members.scores[k]) for k in own], want, 1e-9)
+
+
+def test_scored_rows_do_not_decide_when_to_stop() -> None:
+    folds = [(np.arange(20, 60), np.arange(20)), (np.arange(40), np.arange(40, 60))]
+    cv = cross_validate(l2path.EarlyStopping(2), folds=folds)
+    spoilt = TRAIN[0].clone()
+    spoilt[:20] = -5.0  # what fold 0 is scored on
+    other = cross_validate(l2path.EarlyStopping(2), folds=folds, data=(spoilt, TRAIN[1]))
+    first = [k for k, f in enumerate(cv.members.table.folds) if f == 0]
+    assert [cv.members.epochs_kept[k] for k in first] == [other.members.epochs_kept[k] for k in first]
+    assert not torch.equal(torch.tensor(cv.members.scores[first]), torch.tensor(other.members.scores[first]))
+
+
+def test_a_refit_trains_for_the_median_of_the_epochs_kept() -> None:
+    cv = cross_validate(l2path.EarlyStopping(2))
+    points = np.array(cv.members.table.points)
+    kept = np.array(cv.members.epochs_kept)
+    found = cv.refit(1)
+    epochs = round(float(np.median(kept[points == 1])))
+    assert found.members.epochs_trained == (epochs,)
+    alone = train(module=noisy, lambdas=[LAMBDAS[1]], epochs=epochs, validation=None, metrics=None)
+    assert_trees_close(dict(found.members.params), dict(alone.params), 1e-10)
+    assert cross_validate(None).refit(1).members.epochs_trained == (25,)
+
+
+def test_too_few_rows_to_hold_some_apart() -> None:
+    with pytest.raises(
+        l2path.ArgumentError, match=r"early_stopping: got holdout=0.001 of the 40 training rows of fold 0"
+    ):
+        cross_validate(l2path.EarlyStopping(2, holdout=0.001))

@@ -261,7 +261,9 @@ def test_error_names_argument_got_expected_and_remedy(name: str) -> None:
         assert part in message, message
 
 
-@pytest.mark.parametrize("changes", [{}, {"data": TensorDataset(X, Y)}, {"data": Rows()}, {"data": [X.numpy(), Y]}, OWN])
+@pytest.mark.parametrize(
+    "changes", [{}, {"data": TensorDataset(X, Y)}, {"data": Rows()}, {"data": [X.numpy(), Y]}, OWN]
+)
 def test_the_call_without_changes_works(changes: dict[str, Any]) -> None:
     cv = call(**changes)
     assert cv.fold_scores.shape == (3, 2)
@@ -272,7 +274,9 @@ def test_the_call_without_changes_works(changes: dict[str, Any]) -> None:
 
 
 def test_classes_that_are_held_out_and_not_trained_on() -> None:
-    with pytest.warns(l2path.MissingClassWarning, match=r"3 of 3 folds .* \(fold 0: \[0\]\).*StratifiedKFold") as caught:
+    with pytest.warns(
+        l2path.MissingClassWarning, match=r"3 of 3 folds .* \(fold 0: \[0\]\).*StratifiedKFold"
+    ) as caught:
         call(folds=Y.tolist())
     own = [w for w in caught if w.category is l2path.MissingClassWarning]
     assert len(own) == 1
@@ -332,7 +336,9 @@ def test_nan_is_for_the_preprocessing_to_fill_in() -> None:
 
 def test_a_sparse_transformer_and_one_that_gives_whole_numbers() -> None:
     columns = (torch.arange(4 * N).reshape(N, 4) % 3).double()
-    cv = call(data=(columns, Y), preprocess=preprocessing.OneHotEncoder(), module=nn.Sequential(nn.Linear(12, 3)).double())
+    cv = call(
+        data=(columns, Y), preprocess=preprocessing.OneHotEncoder(), module=nn.Sequential(nn.Linear(12, 3)).double()
+    )
     transform = cv.refit().transform
     assert transform is not None
     assert transform(columns).shape == (N, 12)

@@ -21,11 +21,13 @@ from l2path.engine import Engine
 from l2path.errors import ArgumentError
 from l2path.losses import FullLoss, ModelLoss
 from l2path.optimizers import Optimizer
+from l2path.order import data_order
 from l2path.path.chunks import EpochEvent
 from l2path.path.evaluation import Metric, Validation, check_metrics
 from l2path.path.outcome import Selection
 from l2path.path.run import Key, Settings, check_settings, train_members
 from l2path.path.setup import Anchor, check_seeds, device_of, prepare, quiet, selection_of
+from l2path.path.stopping import EarlyStopping
 from l2path.training import GradTransform
 from l2path.trees import map_tensors
 from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
@@ -50,6 +52,7 @@ def cross_validate(
     seeds: Sequence[int] | None = None,
     metrics: Mapping[str, Metric | MetricFn] | None = None,
     select: str = "val_loss",
+    early_stopping: EarlyStopping | None = None,
     anchor: Anchor | None = None,
     grad_transform: GradTransform | None = None,
     unused: Literal["freeze", "train"] = "freeze",
@@ -65,10 +68,11 @@ def cross_validate(
 
     Parameters
     ----------
-    module, loss_fn, optimizer, lambdas, sweep, epochs, batch_size, shuffle, seed, seeds, metrics, select, anchor,
-    grad_transform, unused, on_epoch, progress, engine, member_chunk
+    module, loss_fn, optimizer, lambdas, sweep, epochs, batch_size, shuffle, seed, seeds
         As for :func:`batch_train`. A callable that makes the module is called once for each seed, and its weights start
         the seed's members in all folds.
+    metrics, select, anchor, grad_transform, unused, on_epoch, progress, engine, member_chunk
+        As for :func:`batch_train`; the held-out rows of each fold are what it is scored on.
     data : (inputs, targets) or Dataset
         Rows that can be picked by index; a DataLoader cannot be split into folds.
     members : list of dicts, optional
@@ -79,6 +83,10 @@ def cross_validate(
         positions.
     groups : ``[n]``, optional
         For a splitter that keeps groups together.
+    early_stopping : EarlyStopping, optional
+        Each member stops by itself. The rows of a fold that are scored must not decide when: a part of its training
+        rows (``holdout``, drawn under the first seed, the same for all lambdas and seeds) is not trained on, but looked
+        at. :meth:`CVResult.refit` trains for the median number of epochs that the point's members kept.
     preprocess : transformer or function, optional
         Fitted on the training rows of each fold alone: anything with scikit-learn's ``fit`` and ``transform``, or a
         function that is given the training inputs and returns the function to apply to inputs. NaN in the inputs is
@@ -117,6 +125,7 @@ def cross_validate(
         engine=engine,
         member_chunk=member_chunk,
         sweep=sweep or {},
+        early_stopping=early_stopping,
     )
     check_settings(settings)
     check_preprocess(preprocess)
@@ -132,8 +141,11 @@ def cross_validate(
         checked = check_metrics(metrics)
         sources: dict[Key, Source] = {}
         validations: dict[int, Validation] = {}
+        monitors: dict[int, Validation] = {}
         for number, fold in enumerate(found):
             train, test = torch.from_numpy(fold.train), torch.from_numpy(fold.test)
+            if early_stopping is not None:
+                train, watched = held_apart(train, early_stopping.holdout, number, seeds_[0])
             pick = rows.pick
             if preprocess is not None:
                 _, done = preprocessed(preprocess, inputs, targets, train, place)
@@ -142,8 +154,11 @@ def cross_validate(
             sources.update({(number, s): own.with_seed(s) if shuffle else own for s in dict.fromkeys(table.seeds)})
             held_out = RowSource(partial(picked, pick, test), len(test), len(test), None)
             validations[number] = Validation(held_out, loss_fn, checked)
+            if early_stopping is not None:
+                source = RowSource(partial(picked, pick, watched), len(watched), len(watched), None)
+                monitors[number] = Validation(source, loss_fn, checked)
         selection = selection_of(select, metrics or {}, checked, validations[0])
-        trained = train_members(fns, table, sources, validations, selection, settings)
+        trained = train_members(fns, table, sources, validations, selection, settings, monitors or None)
     # The caller's module may have been trained, or loaded with a result, by the time of the refit.
     start = fns[table.seeds[0]].template if isinstance(module, nn.Module) else module
     settings = replace(settings, on_epoch=None)  # a hook counts on the members of this run
@@ -161,6 +176,7 @@ def whole(
     path: Mapping[str, Any],
     point: int,
     seeds: Sequence[int],
+    epochs: int,
 ) -> Iterator[tuple[tuple[Any, ...], Transform | None]]:
     """Yield what trains one point of the path on all rows, the arguments of ``train_members``, and the transform."""
     with quiet(device_of(module)):
@@ -174,6 +190,8 @@ def whole(
         every = RowSource(pick, rows.rows, rows.batch_size, None)
         sources: dict[Key, Source] = {(0, s): every.with_seed(s) if shuffle else every for s in seeds}
         own = {s: fns[s] for s in seeds}
+        if settings.early_stopping is not None:  # there are no rows left to look at
+            settings = replace(settings, early_stopping=None, epochs=epochs)
         yield (own, table.only(point, seeds), sources, {}, Selection("val_loss", False, None), settings), transform
 
 
@@ -201,6 +219,20 @@ def sides(data: Any, rows: RowSource, loss_fn: LossFn | FullLoss) -> tuple[Any, 
         return None, None
     check_nan(every[1], "data")
     return every[0], every[1]
+
+
+def held_apart(train: Tensor, part: float, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the training rows of a fold in those to train on and those that early stopping looks at."""
+    count = round(part * len(train))
+    if not 1 <= count < len(train):
+        raise ArgumentError(
+            "early_stopping",
+            got=f"holdout={part} of the {len(train)} training rows of fold {fold}",
+            expected="at least one row to look at, and one to train on",
+            remedy="change holdout, or use fewer folds",
+        )
+    order = data_order(len(train), seed, fold)
+    return train[order[count:].sort().values], train[order[:count].sort().values]
 
 
 def rows_of(tensors: Any, rows: Tensor) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from l2path.path import PathResult
 
 COLORS = [BLUE, "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # of Okabe and Ito, but for those of the choices
+LARGEST = 1e30
 Choices = dict[str, tuple[int, str]]
 
 
@@ -37,6 +38,8 @@ def draw(members: PathResult, scores: FloatArray, mean: FloatArray, spread: Floa
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("cv.plot() needs matplotlib. Remedy: pip install 'l2path[plot]'") from error
+    # Members on the way to divergence have scores that no axis holds.
+    scores, mean, spread = (np.where(np.abs(v) < LARGEST, v, np.nan) for v in (scores, mean, spread))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     x, curves = _layout(axis, members)

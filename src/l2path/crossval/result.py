@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROUNDING = float(np.finfo(np.float32).eps)  # relative: folds that sum to one score differ by as much
 SHOWN_FOLDS = 10  # columns of the table
 # What yields the arguments of train_members for a point of the path under some seeds, and the transform.
-Prepare = Callable[[int, Sequence[int]], AbstractContextManager[tuple[tuple[Any, ...], Transform | None]]]
+Prepare = Callable[[int, Sequence[int], int], AbstractContextManager[tuple[tuple[Any, ...], Transform | None]]]
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,16 @@ class CVResult:
             )
         table = self.members.table
         own = dict.fromkeys(s for s, p in zip(table.seeds, table.points, strict=True) if p == index)
-        with self._prepare(index, tuple(own) if seeds is None else check_seeds(None, seeds)) as (arguments, transform):
+        chosen = tuple(own) if seeds is None else check_seeds(None, seeds)
+        with self._prepare(index, chosen, self._epochs(index)) as (arguments, transform):
             return Refit(train_members(*arguments), transform)
+
+    def _epochs(self, index: int) -> int:
+        """Return for how many epochs to train a point on all rows: the median of what its members kept."""
+        members = self.members
+        pairs = zip(members.table.points, members.epochs_kept, members.status, strict=True)
+        kept = [n for p, n, status in pairs if p == index and status != "diverged"]
+        return max(1, round(float(np.median(kept)))) if kept else max(members.epochs_trained)
 
     def plot(self) -> Figure:
         """Draw the validation curve over the folds with both choices marked.

@@ -77,6 +77,7 @@ def train_members(
     validations: Mapping[int, Validation],
     selection: Selection,
     settings: Settings,
+    monitors: Mapping[int, Validation] | None = None,
 ) -> PathResult:
     """Check everything on the first batch, then train all members.
 
@@ -91,6 +92,8 @@ def train_members(
         Rows to score on by fold; empty where nothing is scored.
     selection : Selection
     settings : Settings
+    monitors : dict, optional
+        Rows that early stopping looks at by fold, where they are not those of ``validations``.
     """
     loss_fn, optimizer, grad_transform, engine = (
         settings.loss_fn,
@@ -181,6 +184,7 @@ def train_members(
         validations = {fold: in_batches(val, rows) for fold, val in validations.items()}
         for (fold, _), group in groups.items():
             group.validation = validations[fold]
+            group.monitor = None if monitors is None else in_batches(monitors[fold], rows)
         first = validations[keys[0][0]]
         selection = replace(selection, validation=first)
         preflight.check_validation(fns[seed], eval_fn, first)
