@@ -90,7 +90,8 @@ MODELS: dict[str, tuple[Callable[[str], nn.Module], Callable[[], dict[str, Tenso
 CASES = {
     f"{name}, {attention}": Family(
         f"{name}, {attention}", "transformers", seeded(partial(with_biases, partial(build, attention))), data,
-        l2path.model_loss(), engine="vmap", evaluation="batched", replaces="" if (name, attention) == ("Llama", "sdpa") else "dropout",
+        l2path.model_loss(), engine="vmap", evaluation="batched",
+        replaces="" if (name, attention) == ("Llama", "sdpa") else "dropout",
     )
     for name, (build, data) in MODELS.items() for attention in ("eager", "sdpa")
 }  # fmt: skip
