@@ -132,6 +132,7 @@ def batch_train(
 
     Examples
     --------
+    >>> import torch
     >>> import l2path
     >>> x = torch.linspace(-1, 1, 20).unsqueeze(1)
     >>> result = batch_train(
