@@ -1,7 +1,7 @@
 """Equivalents of torch functions that ``vmap`` cannot batch, or batches with other random masks.
 
-Nothing here is used unless the plain functions fail a comparison with the loop (``path/selfcheck.py``), and it is
-compared with the loop in its turn.
+Used where the plain functions fail a comparison with the loop (``path/selfcheck.py``), or where a module draws random
+numbers; compared with the loop in their turn.
 """
 
 from __future__ import annotations
@@ -110,10 +110,14 @@ def first_member(x: Tensor) -> Tensor:
 
 def _met(x: Tensor) -> Mask:
     """Return how a tensor lies in memory inside ``vmap``, members included."""
-    inner = x
-    while is_functorch_wrapped_tensor(inner):
-        inner = get_unwrapped(inner)
-    return Mask(x.shape, inner.stride())
+    return Mask(x.shape, _inner(x).stride())
+
+
+def _inner(x: Tensor) -> Tensor:
+    """Return the tensor of all members that is batched here."""
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x
 
 
 class _Observing(TorchFunctionMode):
@@ -256,11 +260,10 @@ def _shared(read: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     """Return ``read`` of a number that is the same for all members."""
 
     def one(x: Tensor) -> Any:
-        while is_functorch_wrapped_tensor(x):
-            x = get_unwrapped(x)
+        every = _inner(x)
         with temporarily_clear_interpreter_stack():
-            first = x.flatten()[0]
-            if not bool((x == first).all()):
+            first = every.flatten()[0]
+            if not bool((every == first).all()):
                 raise ArgumentError(
                     "module",
                     got="a whole number that forward reads from a tensor, and that differs between members",

@@ -178,7 +178,7 @@ class Driver:
             self.engine = replace(self.engine, kind="loop", reason=f"vmap failed at step {step}: {first_line(error)}")
             self.eval_kind = "loop"
             sums[:] = before
-            self._block(chunk, batches, sums)  # an error that is not vmap's comes again
+            self._whole_block(chunk, batches, sums, interrupt)  # an error that is not vmap's comes again
             warn_looped(f"{self.engine.reason}; the steps before are right", stacklevel=6)
 
     def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:

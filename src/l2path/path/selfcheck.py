@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, TypeVar
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,11 +90,12 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
     seed : int
         Of the random masks.
     """
-    plain = _attempt(fn, loss_fn, batch, seed)
+    reference = cache(partial(_reference, fn, loss_fn, batch, seed))
+    plain = _attempt(fn, loss_fn, batch, seed, reference)
     if plain.vmapped and not plain.draws:
         return plain
     found = Substitutes()
-    second = _attempt(fn.with_substitutes(found), loss_fn, batch, seed)
+    second = _attempt(fn.with_substitutes(found), loss_fn, batch, seed, reference)
     # Masks that agree on this batch need not on the next one, of another shape, unless they are drawn as a lone
     # member draws them; and rounding hides masks that matter little.
     if not second.vmapped:
@@ -104,24 +105,46 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
     return Verdict(True, reason, substitutes=found, draws=second.draws)
 
 
-def _attempt(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Verdict:
-    """Compare two vmapped members with the loop, which uses no substitutes."""
-    state = two_members(fn)
+class Reference(NamedTuple):
+    """One step of two members in a loop, without substitutes."""
 
-    def step(f: Functional, gradients: Any) -> Any:
-        loss = data_loss(f, loss_fn)
+    found: Any
+    tolerance: float
+    draws: bool
 
-        def one(s: Any, b: Batch, _: Any) -> Any:
-            grads, value, buffers = gradients(lambda p: loss(p, s[1], b), s[0])
-            return (s[0], buffers), (value, grads)
 
-        return one
+def _reference(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int) -> Reference:
+    """Return what members are compared with."""
+    tolerance = tolerance_of(lambda: data_loss(fn, loss_fn)(fn.params, fn.buffers, batch))
+    found = _one_step("loop", fn, loss_fn, batch, seed)
+    untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
+    return Reference(found, tolerance, not torch.equal(torch.default_generator.get_state(), untouched))
+
+
+def _one_step(
+    kind: Literal["vmap", "loop"], fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
+) -> Any:
+    """Return buffers, losses and gradients of two members after one step."""
+    loss = data_loss(fn, loss_fn)
+    gradients: Any = grad_with_torch_func if kind == "vmap" else grad_with_autograd
+
+    def one(s: Any, b: Batch, _: Any) -> Any:
+        grads, value, buffers = gradients(lambda p: loss(p, s[1], b), s[0])
+        return (s[0], buffers), (value, grads)
 
     def prepare(t: int) -> None:
         seed_generators(fn.device, step_seed(seed, t))
 
+    return run_steps(kind, one, two_members(fn), [batch], (), prepare)
+
+
+def _attempt(
+    fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int, reference: Callable[[], Reference]
+) -> Verdict:
+    """Compare two vmapped members with the loop."""
+
     def vmapped(f: Functional) -> Any:
-        return run_steps("vmap", step(f, grad_with_torch_func), state, [batch], (), prepare)
+        return _one_step("vmap", f, loss_fn, batch, seed)
 
     try:
         batched = vmapped(fn)
@@ -129,11 +152,7 @@ def _attempt(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
         layer = failing_layer(fn, vmapped)
         where = f" in the layer {layer}" if layer else ""
         return Verdict(False, f"vmap fails{where}: {first_line(error)}", layer)
-    plain = fn.with_substitutes(None)
-    tolerance = tolerance_of(lambda: data_loss(plain, loss_fn)(plain.params, plain.buffers, batch))
-    looped = run_steps("loop", step(plain, grad_with_autograd), state, [batch], (), prepare)
-    untouched = torch.Generator().manual_seed(step_seed(seed, 0)).get_state()
-    draws = not torch.equal(torch.default_generator.get_state(), untouched)
+    looped, tolerance, draws = reference()
     # The gradient of one parameter may be rounding alone, so that all are compared together; a buffer stands alone.
     pairs = [("the loss", batched[1][0], looped[1][0]), ("the gradient", batched[1][1], looped[1][1])]
     pairs += [(f"the buffer {name!r}", batched[0][1][name], want) for name, want in looped[0][1].items()]
@@ -219,7 +238,8 @@ def evaluation_kind(
         return list(tensor_leaves(found))
 
     plain = eval_fn.with_substitutes(None)
-    looped, tolerance = run("loop", plain), tolerance_of(lambda: run("loop", plain))
+    looped: list[Tensor] = []
+    tolerance = tolerance_of(lambda: looped.extend(run("loop", plain)))
     reason = ""
     ways: tuple[EvalKind, ...] = ("vmap", "vjp")
     for how in ways:
