@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+import subprocess
 import sys
 import textwrap
 import zipfile
@@ -81,6 +84,30 @@ def slow(session: nox.Session) -> None:
         external=True,
         success_codes=[0, 5],
     )
+
+
+@nox.session(python=False)
+def sanitize(session: nox.Session) -> None:
+    """The native kernel under AddressSanitizer and UndefinedBehaviorSanitizer, with each width of vector there is."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        session.skip("there is no C++ compiler: neither CXX nor g++ or clang++ is one")
+    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+    program = Path(session.create_tmp()).resolve() / "gemm_test"
+    for target in native_targets(compiler):
+        flags = (*checks, "-std=c++17", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", target)
+        session.run(compiler, *flags, "tests/native/gemm_test.cpp", "-o", str(program), external=True)
+        session.run(str(program), external=True)
+
+
+def native_targets(compiler: str) -> list[str]:
+    """Compiler flags for this processor, and for older ones of its kind whose programs it runs."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ["-mcpu=native"]
+    # The predefined macros say what the processor can do; a level above it would end in an illegal instruction.
+    macros = subprocess.check_output([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], text=True)
+    older = ["x86-64", "x86-64-v3"] if "__AVX2__" in macros and "__FMA__" in macros else ["x86-64"]
+    return ["-march=native", *(f"-march={level}" for level in older)]
 
 
 @nox.session(python=False)

@@ -1,6 +1,6 @@
 """Train a PyTorch model at every L2 strength at once, and say which one to take."""
 
-from l2path.crossval import CVResult, Fold, Refit, cross_validate
+from l2path.crossval import CVResult, Fold, Refit, cross_validate, load_result
 from l2path.engine import Engine
 from l2path.errors import (
     ArgumentError,
@@ -38,7 +38,17 @@ from l2path.optimizers import (
     sgd,
 )
 from l2path.order import data_order, step_seed
-from l2path.path import CheckReport, EarlyStopping, EpochEvent, Member, Metric, PathResult, batch_train, check
+from l2path.path import (
+    CheckReport,
+    EarlyStopping,
+    EpochEvent,
+    Member,
+    Metric,
+    PathResult,
+    SuccessiveHalving,
+    batch_train,
+    check,
+)
 from l2path.penalty import expand_lambdas, l2_penalty, lambda_grid, lambda_table, weights_only
 from l2path.ridge import RidgePath, ridge_path
 from l2path.training import Metrics, TrainState, averaged_params, init_state, make_train_step
@@ -87,6 +97,7 @@ __all__ = [
     "Refit",
     "RidgePath",
     "StabilityWarning",
+    "SuccessiveHalving",
     "TrainState",
     "UnusedParameterWarning",
     "__version__",
@@ -116,6 +127,7 @@ __all__ = [
     "l2_penalty",
     "lambda_grid",
     "lambda_table",
+    "load_result",
     "make_train_step",
     "member_gradients",
     "model_loss",

@@ -14,11 +14,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from l2path.compiled import Compiled
 from l2path.errors import ArgumentError
 from l2path.functional import at_grad_level, vmap
 from l2path.trees import map_tensors, tensor_leaves, tree_map, with_tensors
 from l2path.types import Batch, Buffers, Params, Tree
 
+Kind: TypeAlias = Literal["vmap", "compiled", "loop"]
+"""How members are trained; see :class:`Engine`."""
 EvalKind: TypeAlias = Literal["vmap", "vjp", "loop"]
 """How outputs in eval mode are computed; see :func:`map_members`."""
 
@@ -32,19 +35,31 @@ class Engine:
 
     Attributes
     ----------
-    kind : {"vmap", "loop"}
-        All members of a chunk in one batched program, or one after the other.
+    kind : {"vmap", "compiled", "loop"}
+        All members of a chunk in one batched program, the same compiled, or one after the other.
     member_chunk : int
-        The most members that are live at once.
+        The most members in a chunk.
     reason : str
         Why it was chosen.
+    workers : int
+        Chunks that are trained side by side, each in a thread of its own; compiled only.
+    native : bool
+        Whether native kernels take part, where they are faster on this machine; compiled only.
     """
 
-    kind: Literal["vmap", "loop"]
+    kind: Kind
     member_chunk: int
     reason: str = field(default="asked for", compare=False)
+    workers: int = 1
+    native: bool = False
+
+    def __repr__(self) -> str:
+        shown = [f"kind={self.kind!r}", f"member_chunk={self.member_chunk}", f"reason={self.reason!r}"]
+        shown += [f"workers={self.workers}", f"native={self.native}"] * (self.kind == "compiled")
+        return f"Engine({', '.join(shown)})"
 
 
+KINDS = ("vmap", "compiled", "loop")
 # What the live members of a chunk take together, at best: about what caches hold, and on a GPU what keeps it busy.
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**31}
 
@@ -69,8 +84,8 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, a
 
     Parameters
     ----------
-    engine : Engine, or {"auto", "vmap", "loop"}
-        An engine is taken as it is; "auto" is "vmap", with the loop where the module does not allow it.
+    engine : Engine, or {"auto", "vmap", "compiled", "loop"}
+        An engine is taken as it is; "auto" starts as "vmap".
     member_chunk : int or "auto"
         The most members in a chunk.
     members : int
@@ -84,14 +99,17 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, a
         For another word, or a chunk below 1.
     """
     if isinstance(engine, Engine):
-        if engine.member_chunk < 1 or engine.kind not in ("vmap", "loop"):
+        if engine.member_chunk < 1 or engine.workers < 1 or engine.kind not in KINDS:
             raise ArgumentError(
                 "engine", got=repr(engine), expected="an Engine as result.engine holds it", remedy="leave it at 'auto'"
             )
         return engine
-    if engine not in ("auto", "vmap", "loop"):
+    if engine not in ("auto", *KINDS):
         raise ArgumentError(
-            "engine", got=repr(engine), expected="'auto', 'vmap', 'loop' or an Engine", remedy="leave it at 'auto'"
+            "engine",
+            got=repr(engine),
+            expected="'auto', 'vmap', 'compiled', 'loop' or an Engine",
+            remedy="leave it at 'auto'",
         )
     if member_chunk != "auto" and (isinstance(member_chunk, bool) or not isinstance(member_chunk, int)):
         raise ArgumentError(
@@ -105,13 +123,13 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, a
         size = member_chunk
     else:
         size = auto()
-    kind: Literal["vmap", "loop"] = "loop" if engine == "loop" else "vmap"
-    return Engine(kind, min(size, members), "asked for" if engine != "auto" else "the default")
+    kind: Kind = "vmap" if engine == "auto" else engine  # type: ignore[assignment]  # one of KINDS
+    return Engine(kind, min(size, members), reason="asked for" if engine != "auto" else "the default")
 
 
 def run_steps(
-    kind: Literal["vmap", "loop"],
-    step: Step,
+    kind: Kind,
+    step: Step | Compiled,
     state: Tree,
     batches: Sequence[Batch],
     per_member: Tree,
@@ -121,10 +139,10 @@ def run_steps(
 
     Parameters
     ----------
-    kind : {"vmap", "loop"}
+    kind : {"vmap", "compiled", "loop"}
         How.
     step : callable
-        Of one member.
+        Of one member; of all of them for "compiled".
     state, per_member : tree of tensors, [C, ...]
         Of the chunk; not changed.
     batches : sequence of T batches
@@ -137,8 +155,13 @@ def run_steps(
     state : tree, [C, ...]
     metrics : tree, [T, C]
     """
-    if kind == "vmap":
-        mapped = vmap(step, in_dims=(0, None, 0))
+    if kind != "loop":
+        members = members_of(state)
+        mapped = step if isinstance(step, Compiled) else vmap(step, in_dims=(0, None, 0))
+        if isinstance(step, Compiled) and members < step.members:
+            rows = torch.arange(step.members) % members
+            state, metrics = run_steps(kind, step, take(state, rows), batches, take(per_member, rows), prepare)
+            return take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
         history = []
         for t, batch in enumerate(batches):
             prepare(t)

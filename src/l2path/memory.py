@@ -83,6 +83,32 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return counting.peak
 
 
+def operations(call: Callable[[], object]) -> int:
+    """Return how many of torch's operations run while ``call`` does.
+
+    Examples
+    --------
+    >>> operations(lambda: torch.ones(250) + torch.ones(250))
+    3
+    """
+    counting = _Operations()
+    with counting:
+        call()
+    return counting.count
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
 class _Counting(TorchDispatchMode):
     """Adds up the storages that operations return until they are freed."""
 

@@ -118,11 +118,13 @@ def to_sklearn_C(lambda_: Value, *, n: int) -> Value:
     return _inverse(_checked("lambda_", lambda_), _count("n", n))
 
 
-def from_keras(l: Value) -> Value:  # noqa: E741  the name Keras gives it
-    r"""Convert the ``l`` of Keras' ``regularizers.L2`` to lambda.
+def from_keras(l: Value) -> Value:  # noqa: E741  the letter of Keras' l2
+    r"""Convert the strength ``l`` of Keras' ``regularizers.L2(l)`` to lambda.
 
-    Keras adds :math:`l \|w\|^2`, without the half: :math:`\lambda = 2l`. Raises `ArgumentError` for strengths
-    below zero, not finite or not real.
+    Keras adds :math:`l \|w\|^2`, without the half: :math:`\lambda = 2l`. The ``weight_decay`` of Keras' optimizers,
+    SGD's too, is another thing: it shrinks the weights beside the step, as AdamW does, and has no lambda.
+
+    Raises `ArgumentError` for strengths below zero, not finite or not real.
 
     Examples
     --------
@@ -133,7 +135,7 @@ def from_keras(l: Value) -> Value:  # noqa: E741  the name Keras gives it
 
 
 def to_keras(lambda_: Value) -> Value:
-    r"""Convert lambda to the ``l`` of Keras' ``regularizers.L2``: :math:`l = \lambda / 2`.
+    r"""Convert lambda to the strength ``l`` of Keras' ``regularizers.L2(l)``: :math:`l = \lambda / 2`.
 
     Raises `ArgumentError` for strengths below zero, not finite or not real.
 
@@ -178,16 +180,18 @@ def to_weight_decay(lambda_: Value) -> Value:
 def from_glmnet(lambda_: Value, *, sd_y: float) -> Value:
     r"""Convert the lambda of a gaussian glmnet fit with ``alpha = 0`` to lambda on half mean squared error.
 
-    glmnet scales y to unit variance inside, hence :math:`\lambda = \lambda_\text{glmnet} / s_y` with
-    :math:`s_y = \sqrt{\frac1n \sum_i (y_i - \bar y)^2}`, for ``standardize = FALSE``. On mean squared error
-    (not halved) lambda is twice that.
+    With ``family = "gaussian"`` glmnet scales y to unit variance inside, hence
+    :math:`\lambda = \lambda_\text{glmnet} / s_y` with :math:`s_y = \sqrt{\frac1n \sum_i (y_i - \bar y)^2}`, for
+    ``standardize = FALSE``. On mean squared error (not halved) lambda is twice that. See the notes for its default,
+    ``standardize = TRUE``, and for other families.
 
     Parameters
     ----------
     lambda_ : float, array or Tensor
         glmnet's strength, >= 0.
     sd_y : float
-        Standard deviation of the targets, with 1/n, > 0.
+        Standard deviation of the targets of the rows trained on, with 1/n, > 0; with ``intercept = FALSE`` their
+        root mean square.
 
     Returns
     -------
@@ -198,6 +202,19 @@ def from_glmnet(lambda_: Value, *, sd_y: float) -> Value:
     ------
     ArgumentError
         For strengths below zero, not finite or not real, and ``sd_y`` not above zero.
+
+    Notes
+    -----
+    The same for other calls of glmnet, all with ``alpha = 0``:
+
+    - ``standardize = TRUE``: every feature has its own lambda, the one above times the variance (with 1/n) of the
+      feature.
+    - ``family = gaussian()``, an object: y is not scaled, and lambda is glmnet's number.
+    - ``"mgaussian"``: y is not scaled, but glmnet sums over the outputs: lambda is glmnet's number divided by their
+      count.
+    - ``"binomial"``, ``"multinomial"``, ``"poisson"``: lambda is glmnet's number, on the mean of the cross-entropy of
+      one logit, of the softmax, and of the Poisson loss.
+    - ``cv.glmnet``: each fold has the ``sd_y`` of its own training rows, and so another lambda.
 
     References
     ----------

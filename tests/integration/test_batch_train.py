@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -589,33 +587,6 @@ def test_long_tables_are_cut_around_the_best() -> None:
     assert "..." in rows
     assert str(result.best.index) in rows
     assert len(rows) < 40
-
-
-@pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"lambdas": [1.0, 0.1, 0.0]}, {"seeds": (0, 1)}, {"sweep": {"lr": [0.1, 0.05]}}, {"validation": None}],
-    ids=["path", "zero", "seeds", "two axes", "no validation"],
-)
-def test_plot(changes: dict[str, Any]) -> None:
-    result = train(**({"validation": classes(40, 2)} | changes))
-    figure = result.plot()
-    assert len(figure.axes) == 3
-    figure.savefig(io.BytesIO())
-    curve = figure.axes[0]
-    one_axis = "sweep" not in changes
-    assert curve.get_xlabel() == ("lambda" if one_axis else "member")
-    assert curve.get_xscale() == ("log" if one_axis else "linear")
-    legend = curve.get_legend()
-    marked = legend is not None and any(t.get_text().startswith("best: ") for t in legend.get_texts())
-    assert marked is ("validation" not in changes)
-
-
-def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = train(epochs=1)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(l2path.MissingExtraError, match=r"pip install 'l2path\[plot\]'"):
-        result.plot()
 
 
 def test_progress_can_be_switched(capsys: pytest.CaptureFixture[str]) -> None:

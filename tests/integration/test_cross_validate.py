@@ -8,7 +8,6 @@ import warnings
 from functools import cache, partial
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -644,33 +643,6 @@ def test_members_of_folds_are_told_apart() -> None:
     assert lines[0].split()[:4] == ["member", "fold", "seed", "lambda"]
     assert lines[24].split()[:3] == ["23", "3", "11"]
     assert "Members of several folds" in lines[-1]
-
-
-def texts(cv: l2path.CVResult) -> tuple[str, list[str]]:
-    figure = cv.plot()
-    (axis,) = figure.axes
-    legend = axis.get_legend()
-    assert legend is not None
-    figure.canvas.draw()
-    return axis.get_xlabel(), [text.get_text() for text in legend.get_texts()]
-
-
-def test_plots() -> None:
-    matplotlib.use("Agg")
-    cv = levels(module=Level(0.0), lambdas=[2.0, 1.0, 0.2, 0.0])
-    label, legend = texts(cv)
-    assert label == "lambda"
-    assert legend[0] == "one fold"
-    assert f"best: lambda {cv.lambda_min:.4g}" in legend
-    assert f"strongest within 1 se: lambda {cv.lambda_1se:.4g}" in legend
-    assert legend[-1] == "mean ± 1 standard error"
-    label, legend = texts(run(smooth(), sweep={"lr": [0.05, 0.02]}, epochs=1))
-    assert label == "lambda"
-    assert {"lr 0.05", "lr 0.02"} < set(legend)
-    label, _ = texts(run(smooth(), lambdas={"0.*": GRID, "3.*": 0.1}, epochs=1))
-    assert label == "lambda, mean over the parameters"
-    label, _ = texts(run(smooth(), lambdas={"0.*": [0.3, 0.01], "3.*": [0.01, 0.3]}, epochs=1))
-    assert label == "point"
 
 
 def test_leaving_one_row_out() -> None:

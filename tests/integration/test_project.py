@@ -26,6 +26,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"crossval"}),
     frozenset({"path"}),
     frozenset({"engine"}),
+    frozenset({"compiled"}),
     frozenset({"data"}),
     frozenset({"batches"}),
     frozenset({"files", "progress"}),
@@ -38,12 +39,15 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"scores"}),
     frozenset({"functional"}),
     frozenset({"order"}),
-    frozenset({"memory"}),
+    frozenset({"lowerings", "memory"}),
     frozenset({"errors", "tables", "trees", "types"}),
 )
 FACES = ROWS[1]
-# What result.plot() draws with, and its type: both import matplotlib when it is called, or for checking types alone.
-FACE_MODULES = {"l2path.path.figures", "l2path.path.result", "l2path.crossval.figure", "l2path.crossval.result"}
+# What result.plot() and to_dataframe() work with, and their types: matplotlib and pandas are imported when they are
+# called, or for checking types alone.
+FACE_MODULES = {"l2path.path.result", "l2path.crossval.result", "l2path.path.frame", "l2path.crossval.frame"} | {
+    f"l2path.path.figures.{name}" for name in ("axes", "heatmap", "overview", "scores", "weights")
+}
 RUNTIME = {"torch", "numpy"}
 
 

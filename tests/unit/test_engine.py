@@ -222,7 +222,9 @@ def test_the_reason_is_no_part_of_what_an_engine_is() -> None:
 
 @pytest.mark.parametrize("word", ["gpu", "", "VMAP", None, 3])
 def test_other_words_are_refused(word: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"^engine: got .*; expected 'auto', 'vmap', 'loop' or an Engine\.") as info:
+    with pytest.raises(
+        ArgumentError, match=r"^engine: got .*; expected 'auto', 'vmap', 'compiled', 'loop' or an Engine\."
+    ) as info:
         choose_engine(word, "auto", members=2, auto=lambda: 1)
     assert info.value.got == repr(word)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -18,16 +20,21 @@ from l2path.crossval.preprocess import Transform, check_preprocess, preprocessed
 from l2path.crossval.result import CVResult
 from l2path.data import Place, RowSource, Source, make_source
 from l2path.engine import Engine
-from l2path.errors import ArgumentError
+from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.losses import FullLoss, ModelLoss
 from l2path.optimizers import Optimizer
 from l2path.order import data_order
 from l2path.path.chunks import EpochEvent
 from l2path.path.evaluation import Metric, Validation, check_metrics
+from l2path.path.extend import EXTENSIONS, check_extend, going_on, joined, next_path
+from l2path.path.halving import SuccessiveHalving
+from l2path.path.members import build_members
 from l2path.path.outcome import Selection
+from l2path.path.result import PathResult
 from l2path.path.run import Key, Settings, check_settings, train_members
 from l2path.path.setup import Anchor, check_seeds, device_of, prepare, quiet, selection_of
 from l2path.path.stopping import EarlyStopping
+from l2path.penalty import describe
 from l2path.training import GradTransform
 from l2path.trees import map_tensors
 from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
@@ -53,12 +60,14 @@ def cross_validate(
     metrics: Mapping[str, Metric | MetricFn] | None = None,
     select: str = "val_loss",
     early_stopping: EarlyStopping | None = None,
+    halving: SuccessiveHalving | None = None,
+    extend: bool = False,
     anchor: Anchor | None = None,
     grad_transform: GradTransform | None = None,
     unused: Literal["freeze", "train"] = "freeze",
     on_epoch: Callable[[EpochEvent], Any] | None = None,
     progress: bool | None = None,
-    engine: Engine | Literal["auto", "vmap", "loop"] = "auto",
+    engine: Engine | Literal["auto", "vmap", "compiled", "loop"] = "auto",
     member_chunk: int | Literal["auto"] = "auto",
 ) -> CVResult:
     """Train every lambda in every fold under every seed, all at once, and say which lambda to take.
@@ -71,7 +80,7 @@ def cross_validate(
     module, loss_fn, optimizer, lambdas, sweep, epochs, batch_size, shuffle, seed, seeds
         As for :func:`batch_train`. A callable that makes the module is called once for each seed, and its weights start
         the seed's members in all folds.
-    metrics, select, anchor, grad_transform, unused, on_epoch, progress, engine, member_chunk
+    metrics, select, halving, extend, anchor, grad_transform, unused, on_epoch, progress, engine, member_chunk
         As for :func:`batch_train`; the held-out rows of each fold are what it is scored on.
     data : (inputs, targets) or Dataset
         Rows that can be picked by index; a DataLoader cannot be split into folds.
@@ -126,8 +135,10 @@ def cross_validate(
         member_chunk=member_chunk,
         sweep=sweep or {},
         early_stopping=early_stopping,
+        halving=halving,
     )
     check_settings(settings)
+    check_extend(extend, data)
     check_preprocess(preprocess)
     seeds_ = check_seeds(seed, seeds)
     path: dict[str, Any] = {"lambdas": lambdas, "sweep": sweep, "members": members}
@@ -159,10 +170,29 @@ def cross_validate(
                 monitors[number] = Validation(source, loss_fn, checked)
         selection = selection_of(select, metrics or {}, checked, validations[0])
         trained = train_members(fns, table, sources, validations, selection, settings, monitors or None)
-    # The caller's module may have been trained, or loaded with a result, by the time of the refit.
-    start = fns[table.seeds[0]].template if isinstance(module, nn.Module) else module
-    settings = replace(settings, on_epoch=None)  # a hook counts on the members of this run
-    return CVResult(trained, found, partial(whole, start, data, preprocess, batch_size, shuffle, settings, path))
+        # The caller's module may have been trained, or loaded with a result, by the time of the refit.
+        start = fns[table.seeds[0]].template if isinstance(module, nn.Module) else module
+        alone = replace(settings, on_epoch=None, halving=None)  # a hook counts on the members of this run
+
+        def concluded(members: PathResult) -> CVResult:
+            again = partial(whole, start, data, preprocess, batch_size, shuffle, alone, path)
+            return CVResult(members, found, again)
+
+        cv = concluded(trained)
+        for _ in range(EXTENSIONS if extend else 0):
+            best = cv.index_min if np.isfinite(cv.cvm).any() else None
+            grids = [] if best is None else next_path(cv.members, best, cv.cvm, path)
+            if not grids or not cv.members.complete:
+                break
+            names = describe(fns[table.seeds[0]])
+            new, both = (build_members(names, seeds=seeds_, **grid).in_folds(len(found)) for grid in grids)
+            with going_on(cv):
+                added = train_members(fns, new, sources, validations, selection, settings, monitors or None)
+            path = grids[1]
+            cv = concluded(joined(cv.members, added, both))
+    if cv.boundary is not None:
+        warnings.warn(cv.boundary, BoundaryWarning, stacklevel=2)
+    return cv
 
 
 @contextmanager

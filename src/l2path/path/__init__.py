@@ -4,6 +4,7 @@ from l2path.path.batch import batch_train
 from l2path.path.check import CheckReport, check
 from l2path.path.chunks import EpochEvent
 from l2path.path.evaluation import Metric
+from l2path.path.halving import SuccessiveHalving
 from l2path.path.members import Members
 from l2path.path.outcome import Member, Uncertainty
 from l2path.path.result import PathResult
@@ -17,6 +18,7 @@ __all__ = [
     "Members",
     "Metric",
     "PathResult",
+    "SuccessiveHalving",
     "Uncertainty",
     "batch_train",
     "check",

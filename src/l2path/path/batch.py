@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,11 +10,14 @@ from torch import nn
 
 from l2path.data import make_source
 from l2path.engine import Engine
-from l2path.errors import ArgumentError
+from l2path.errors import ArgumentError, BoundaryWarning
 from l2path.losses import FullLoss
 from l2path.optimizers import Optimizer
 from l2path.path.chunks import EpochEvent
 from l2path.path.evaluation import Metric, Validation, check_metrics
+from l2path.path.extend import EXTENSIONS, check_extend, going_on, joined, next_path
+from l2path.path.halving import SuccessiveHalving
+from l2path.path.members import build_members
 from l2path.path.result import PathResult
 from l2path.path.run import Settings, check_settings, train_members
 from l2path.path.setup import (
@@ -27,6 +31,7 @@ from l2path.path.setup import (
     sources_by_seed,
 )
 from l2path.path.stopping import EarlyStopping
+from l2path.penalty import describe
 from l2path.training import GradTransform
 from l2path.types import LambdaSpec, LossFn, MetricFn, Sweep
 
@@ -49,12 +54,14 @@ def batch_train(
     metrics: Mapping[str, Metric | MetricFn] | None = None,
     select: str = "val_loss",
     early_stopping: EarlyStopping | None = None,
+    halving: SuccessiveHalving | None = None,
+    extend: bool = False,
     anchor: Anchor | None = None,
     grad_transform: GradTransform | None = None,
     unused: Literal["freeze", "train"] = "freeze",
     on_epoch: Callable[[EpochEvent], Any] | None = None,
     progress: bool | None = None,
-    engine: Engine | Literal["auto", "vmap", "loop"] = "auto",
+    engine: Engine | Literal["auto", "vmap", "compiled", "loop"] = "auto",
     member_chunk: int | Literal["auto"] = "auto",
 ) -> PathResult:
     r"""Train one copy of a model for every lambda, all at once.
@@ -103,6 +110,12 @@ def batch_train(
         The score that decides: "val_loss", or a metric's name.
     early_stopping : EarlyStopping, optional
         Each member stops by itself when the score that decides gets no better, and the rest goes on faster.
+    halving : SuccessiveHalving, optional
+        The worst points of the path leave early, and the rest goes on faster.
+    extend : bool
+        If the best value is an end of a one-dimensional grid, train the grid that the boundary warning names as well,
+        up to three times; what is trained already is not trained again. The result holds all of it. Data that bring
+        their own order (a DataLoader) cannot be extended.
     anchor : dict of str to Tensor, or "init"
         Weights to shrink towards; "init" is each seed's starting weights (L2-SP).
     grad_transform : Optimizer or callable, optional
@@ -113,10 +126,12 @@ def batch_train(
         Called with an :class:`EpochEvent` after each epoch; it may return ``[K]`` booleans, and members at False stop.
     progress : bool, optional
         Show a progress bar; by default on a terminal only.
-    engine : {"auto", "vmap", "loop"} or Engine
-        How members are executed; ``result.engine`` repeats a run.
+    engine : {"auto", "vmap", "compiled", "loop"} or Engine
+        How members are executed; ``result.engine`` repeats a run. "auto" batches members with ``vmap``, and in a job
+        that takes seconds it times a step of one member as well and takes what is faster; a step of a job of a minute
+        and more is compiled.
     member_chunk : int or "auto"
-        The most members that are live at once.
+        The most members that are live at once; of a compiled program what it is made for.
 
     Returns
     -------
@@ -155,11 +170,14 @@ def batch_train(
         member_chunk=member_chunk,
         sweep=sweep or {},
         early_stopping=early_stopping,
+        halving=halving,
     )
     check_settings(settings)
+    check_extend(extend, data)
+    path: dict[str, Any] = {"lambdas": lambdas, "sweep": sweep, "members": members}
     seeds_ = check_seeds(seed, seeds)
     with quiet(device_of(module)):
-        fns, table, place = prepare(module, seeds_, lambdas=lambdas, sweep=sweep, members=members)
+        fns, table, place = prepare(module, seeds_, **path)
         sources = {(0, s): source for s, source in sources_by_seed(data, table, batch_size, shuffle, place).items()}
         checked = check_metrics(metrics)
         val = None
@@ -179,12 +197,28 @@ def batch_train(
                 expected="validation data to compute them on",
                 remedy="pass validation=(inputs, targets)",
             )
-        if early_stopping is not None and val is None:
-            raise ArgumentError(
-                "early_stopping",
-                got="a rule without validation data",
-                expected="validation data whose score says when to stop",
-                remedy="pass validation=(inputs, targets)",
-            )
+        needs = {"early_stopping": early_stopping, "halving": halving, "extend": extend or None}
+        for argument, rule in needs.items():
+            if rule is not None and val is None:
+                raise ArgumentError(
+                    argument,
+                    got=f"{rule} without validation data",
+                    expected="validation data whose score decides",
+                    remedy="pass validation=(inputs, targets)",
+                )
         selection = selection_of(select, metrics or {}, checked, val)
-        return train_members(fns, table, sources, {} if val is None else {0: val}, selection, settings)
+        validations = {} if val is None else {0: val}
+        result = train_members(fns, table, sources, validations, selection, settings)
+
+        for _ in range(EXTENSIONS if extend else 0):
+            best = result.chosen
+            grids = [] if best is None else next_path(result, result.table.points[best], result.cvm, path)
+            if not grids or not result.complete:
+                break
+            new, whole = (build_members(describe(fns[seeds_[0]]), seeds=seeds_, **grid) for grid in grids)
+            with going_on(result):
+                added = train_members(fns, new, sources, validations, selection, settings)
+            result, path = joined(result, added, whole), grids[1]
+    if result.boundary is not None:
+        warnings.warn(result.boundary, BoundaryWarning, stacklevel=2)
+    return result

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2path.compiled import Compiled
 from l2path.data import Source
 from l2path.engine import Step, take
 from l2path.functional import Functional
@@ -30,9 +31,15 @@ class Group:
     source: Source
     validation: Validation | None = None
     monitor: Validation | None = None  # what early stopping looks at, where that is other data
+    compiled: Compiled | None = None
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch
+
+    @property
+    def call(self) -> Step | Compiled:
+        """What a step of a chunk is done with."""
+        return self.train_step if self.compiled is None else self.compiled
 
     def loop(self) -> None:
         """Go on with one member after the other."""

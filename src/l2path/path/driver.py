@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +22,12 @@ from torch import Tensor
 from l2path.batches import batch_rows
 from l2path.data import DataStream, blocks
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
-from l2path.errors import ArgumentError
+from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
 from l2path.path.evaluation import Validation, score
+from l2path.path.halving import Halving
 from l2path.path.selfcheck import first_line, or_looped, warn_looped
 from l2path.path.stopping import EarlyStopping, Stopper
 from l2path.progress import Interrupt, Progress
@@ -50,7 +54,9 @@ class Driver:
         ``EpochEvent -> keep mask [K] or None``.
     first_block : int
         Number of batches in the first block.
-    stopping : (EarlyStopping, name of the score, greater_is_better), optional
+    select : (name of the score that decides, greater_is_better)
+    stopping : EarlyStopping, optional
+    halving : Halving, optional
     """
 
     def __init__(
@@ -63,7 +69,9 @@ class Driver:
         epochs: int,
         on_epoch: Callable[[EpochEvent], Any] | None,
         first_block: int = 8,
-        stopping: tuple[EarlyStopping, str, bool] | None = None,
+        select: tuple[str, bool] = ("val_loss", False),
+        stopping: EarlyStopping | None = None,
+        halving: Halving | None = None,
     ) -> None:
         self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
         self.eval_kind = eval_kind
@@ -71,8 +79,9 @@ class Driver:
         self.epoch = 0
         self.block_length = first_block
         self.running: Running | None = None  # the step at which an error came
-        self.monitored = stopping[1] if stopping else ""
-        self.stopper = Stopper(stopping[0], stopping[2], members) if stopping else None
+        self.ahead: dict[int, Future[tuple[TrainState, Metrics]]] = {}  # what workers do in this block, by chunk
+        self.select, self.halving = select[0], halving
+        self.stopper = Stopper(stopping, select[1], members) if stopping else None
         first = groups[0].validation
         names = [*TRAIN_KEYS, *(first.names if first else []), *(["monitor"] if groups[0].monitor else [])]
         self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
@@ -100,9 +109,10 @@ class Driver:
         try:
             for read in self._read():
                 started = time.monotonic()
-                for chunk in list(self.chunks):
-                    if id(chunk.group.source) in read:
-                        self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
+                with self._side_by_side(read):
+                    for chunk in list(self.chunks):
+                        if id(chunk.group.source) in read:
+                            self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
                 for group in self.groups:
                     done = read.get(id(group.source), [])
                     group.step, group.rows = group.step + len(done), group.rows + sum(batch_rows(b) for b in done)
@@ -129,6 +139,7 @@ class Driver:
         if not cut:
             self._hook()
             self._stop_early()
+            self._halve()
             progress.show(self.epoch, self._note())
         return not cut
 
@@ -141,6 +152,30 @@ class Driver:
                 iterators[id(group.source)] = blocks(stream, lambda: self.block_length)
         while found := {k: block for k, it in iterators.items() if (block := next(it, None)) is not None}:
             yield found
+
+    @contextmanager
+    def _side_by_side(self, read: dict[int, list[Batch]]) -> Iterator[None]:
+        """Let the workers begin with all chunks of a block, each with one thread of torch's."""
+        if self.engine.workers < 2:
+            yield
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(self.engine.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for chunk in self.chunks:
+                    if id(chunk.group.source) in read:
+                        self.ahead[id(chunk)] = pool.submit(self._alone, chunk, read[id(chunk.group.source)])
+                yield
+        finally:
+            self.ahead.clear()
+            torch.set_num_threads(threads)
+
+    def _alone(self, chunk: Chunk, batches: list[Batch]) -> tuple[TrainState, Metrics]:
+        """Run a chunk over a block in a thread: the step draws no random numbers that would have to be seeded."""
+        group = chunk.group
+        result = run_steps(self.engine.kind, group.call, chunk.state, batches, chunk.strengths, lambda _: None)
+        return TrainState(*result[0]), Metrics(*result[1])
 
     def _adapt(self, seconds: float, read: dict[int, list[Batch]]) -> None:
         """Choose the length of the next block; no result depends on it."""
@@ -170,24 +205,40 @@ class Driver:
             sums[:] = before
             self._whole_block(chunk, batches, sums, interrupt)
         except Exception as error:
-            if chunk.group.loop_step is None:
+            if chunk.group.loop_step is None and chunk.group.compiled is None:
                 raise
             step = self.running.step if self.running else chunk.group.step
-            for group in self.groups:
-                group.loop()
-            self.engine = replace(self.engine, kind="loop", reason=f"vmap failed at step {step}: {first_line(error)}")
-            self.eval_kind = "loop"
+            self._fall_back(f"at step {step}: {first_line(error)}")
             sums[:] = before
             self._whole_block(chunk, batches, sums, interrupt)  # an error that is not vmap's comes again
-            warn_looped(f"{self.engine.reason}; the steps before are right", stacklevel=6)
+            told = f"{self.engine.reason}; the steps before are right"
+            if self.engine.kind == "loop":
+                warn_looped(told, stacklevel=6)
+            else:
+                warnings.warn(told, EngineWarning, stacklevel=6)
+
+    def _fall_back(self, reason: str) -> None:
+        """Go on without the compiled program, or with one member after the other."""
+        self.ahead.clear()
+        if self.engine.kind == "compiled":
+            for group in self.groups:
+                group.compiled = None
+            self.engine = replace(self.engine, kind="vmap", workers=1, reason=f"the compiled program failed {reason}")
+            return
+        for group in self.groups:
+            group.loop()
+        self.engine = replace(self.engine, kind="loop", reason=f"vmap failed {reason}")
+        self.eval_kind = "loop"
 
     def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
-        state, metrics = self._steps(chunk, chunk.state, batches, chunk.strengths)
+        begun = self.ahead.pop(id(chunk), None)
+        state, metrics = begun.result() if begun else self._steps(chunk, chunk.state, batches, chunk.strengths)
         good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
         values = torch.stack([m.double().cpu() for m in metrics]).numpy()  # [3, T, C]
-        for t, batch in enumerate(batches):  # step by step, so that no digit depends on the length of the block
-            sums[:, chunk.members] += batch_rows(batch) * values[:, t]
+        with np.errstate(over="ignore", invalid="ignore"):  # of members on their way out
+            for t, batch in enumerate(batches):  # step by step, so that no digit depends on the length of the block
+                sums[:, chunk.members] += batch_rows(batch) * values[:, t]
         if bool(good.all()):
             chunk.state = state
             return
@@ -207,7 +258,7 @@ class Driver:
             torch.clear_autocast_cache()  # of weights that were there for one step only
             seed_generators(device, step_seed(seed, step))
 
-        result = run_steps(self.engine.kind, chunk.group.train_step, state, batches, strengths, prepare)
+        result = run_steps(self.engine.kind, chunk.group.call, state, batches, strengths, prepare)
         self.running = None
         return TrainState(*result[0]), Metrics(*result[1])
 
@@ -251,15 +302,13 @@ class Driver:
                 for name, values in self._score(chunk, chunk.group.validation).items():
                     table[name][chunk.members] = values.cpu().numpy()
                 if chunk.group.monitor is not None:
-                    table["monitor"][chunk.members] = (
-                        self._score(chunk, chunk.group.monitor)[self.monitored].cpu().numpy()
-                    )
+                    table["monitor"][chunk.members] = self._score(chunk, chunk.group.monitor)[self.select].cpu().numpy()
         for name, row in table.items():
             self.record.history[name].append(row)
         for k in np.flatnonzero(active):
             self.record.epochs[k] = self.epoch + 1
         if self.stopper is not None:
-            improved = self.stopper.improved(table["monitor" if "monitor" in table else self.monitored], self.epoch + 1)
+            improved = self.stopper.improved(table["monitor" if "monitor" in table else self.select], self.epoch + 1)
             if self.stopper.rule.restore_best:
                 for chunk in self.chunks:
                     rows = torch.from_numpy(improved[chunk.members])
@@ -282,14 +331,31 @@ class Driver:
         for chunk in list(self.chunks):
             self._let_go(chunk, finished[chunk.members])
 
-    def _let_go(self, chunk: Chunk, done: Tensor) -> None:
+    def _halve(self) -> None:
+        """Let go of the points of the path that are behind; after the last epoch nobody has to leave."""
+        if self.halving is None or self.epoch >= self.epochs:
+            return
+        scores = np.array(
+            [
+                np.nan if not n or status == "diverged" else self.record.history[self.select][n - 1][k]
+                for k, (n, status) in enumerate(zip(self.epochs_kept(), self.record.status, strict=True))
+            ]
+        )
+        losers = self.halving.losers(self.epoch, scores)
+        for k in np.flatnonzero(losers):
+            if self.record.status[k] == "stopped":  # before, by itself
+                self.record.status[k] = "eliminated"
+        for chunk in list(self.chunks):
+            self._let_go(chunk, torch.from_numpy(losers[chunk.members]), "eliminated")
+
+    def _let_go(self, chunk: Chunk, done: Tensor, status: str = "stopped") -> None:
         """Put the members of a chunk aside where ``done``, ``[C]``, is True."""
         if not bool(done.any()):
             return
         kept = chunk.kept()
         for c in done.nonzero().flatten().tolist():
             self.record.parked[chunk.members[c]] = take(kept, c)
-            self.record.status[chunk.members[c]] = "stopped"
+            self.record.status[chunk.members[c]] = status
         self._shrink(chunk, ~done)
 
     def _hook(self) -> None:

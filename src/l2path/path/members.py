@@ -158,6 +158,13 @@ class Members:
             out[row] = total.numpy()[list(self.index[key])]
         return out
 
+    def strength_rank(self, names: Names) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return ``[P]`` ranks of how strongly each point shrinks: by lambda, then by decay."""
+        totals = np.zeros((2, self.n_points))
+        totals[:, list(self.points)] = self.totals(names)
+        _, rank = np.unique(totals.T, axis=0, return_inverse=True)
+        return np.asarray(rank, dtype=np.float64).ravel()
+
 
 def total_strength(strengths: Lambdas, names: Names) -> Tensor:
     """Return ``sum(lambda * numel)`` over the parameters, ``[L]`` float64."""

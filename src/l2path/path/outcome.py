@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from l2path.errors import ArgumentError, NoScoreError
 from l2path.functional import Functional
 from l2path.path.evaluation import Validation
 from l2path.path.members import Members, is_monotone
+from l2path.path.recorded import Recorded
 from l2path.penalty import LambdaAxis, Names
 from l2path.scores import FloatArray, best_index, boundary_side
 from l2path.types import Buffers, Params
@@ -68,7 +69,7 @@ class Member:
     score : float
         Of validation, by the score that decides; NaN without validation or after divergence.
     status : str
-        "trained", "stopped" (by ``on_epoch``) or "diverged".
+        "trained", "stopped" (early, or by ``on_epoch``), "eliminated" (by successive halving) or "diverged".
     params : dict of str to Tensor
         Its weights, views of the result's.
     buffers : dict of str to Tensor
@@ -91,6 +92,8 @@ class Member:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the original module loads with ``strict=True``."""
+        if isinstance(self.functional, Recorded):
+            return self.functional.state_dict(self.index, self.params, self.buffers)
         return dict(self.module().state_dict())
 
     def __repr__(self) -> str:
@@ -114,7 +117,7 @@ class Outcome:
     table : Members
         The flat table of members and its axes.
     status : tuple of str, [K]
-        "trained", "stopped" or "diverged".
+        "trained", "stopped", "eliminated" or "diverged".
     epochs_trained, epochs_kept : tuple of int, [K]
     diverged_at : tuple, [K]
         The step at which a member diverged, or None.
@@ -173,7 +176,10 @@ class Outcome:
 
     @cached_property
     def scores(self) -> FloatArray:
-        """``[K]`` scores of the selection at the epoch that is kept, NaN for diverged members; needs validation."""
+        """``[K]`` scores of the selection at the epoch that is kept; needs validation.
+
+        NaN for members that diverged, and for those that were eliminated: their scores are of fewer epochs.
+        """
         if self.select.validation is None:
             raise NoScoreError(
                 "there is no validation score to choose by: the training loss alone would always choose the weakest "
@@ -182,7 +188,7 @@ class Outcome:
         rows = self.history[self.select.name].numpy()
         out = np.full(len(self), np.nan)
         for k, n in enumerate(self.epochs_kept):
-            if n and self.status[k] != "diverged":
+            if n and self.status[k] not in ("diverged", "eliminated"):
                 out[k] = rows[n - 1, k]
         return out
 
@@ -226,10 +232,7 @@ class Outcome:
 
     def strength_rank(self) -> FloatArray:
         """Return ``[P]`` ranks of how strongly each point shrinks: by lambda, then by decay."""
-        totals = np.zeros((2, self.table.n_points))
-        totals[:, list(self.table.points)] = self.table.totals(self.names)
-        _, rank = np.unique(totals.T, axis=0, return_inverse=True)
-        return np.asarray(rank, dtype=np.float64).ravel()
+        return self.table.strength_rank(self.names)
 
     def member(self, index: int) -> Member:
         """Return one member by its number, 0 to K - 1 (negative ones count from the end).
@@ -294,28 +297,46 @@ class Outcome:
         return None if self.chosen is None else boundary_note(self, self.table.points[self.chosen], self.cvm)
 
 
-def boundary_note(result: Outcome, point: int, scores: FloatArray) -> str | None:
-    """Say what to try next if a point is an end of the grid; None if it is inside, or there is no one order."""
+class Edge(NamedTuple):
+    """The end of the grid that a point is."""
+
+    side: str  # "high" or "low"
+    grid: tuple[float, float, int] | None  # where to go on, arguments of lambda_grid
+
+
+def edge(result: Outcome, point: int, scores: FloatArray) -> Edge | None:
+    """Return the end of the grid that a point is; None if it is inside, or there is no one order."""
     values = result.path_values
-    if values is None:
+    side = None if values is None else boundary_side(point, values)
+    finite = scores[np.isfinite(scores)]
+    if values is None or side is None:
         return None
-    side = boundary_side(point, values)
-    if side is None:
+    if np.ptp(finite) == 0 and "eliminated" not in result.status:  # no edge of equals is better
         return None
-    if np.ptp(scores[np.isfinite(scores)]) == 0:
-        return None  # all the same: no edge is better
-    value, n = float(values[point]), max(len(values), 10)
+    if result.table.main_axis not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
+        return Edge(side, None)
+    value = float(values[point])
     # The next grid reaches back over the neighbour: an optimum at this very edge is then inside of it.
     inner = np.unique(values[(values < value) & (values > 0)] if side == "high" else values[values > value])
     near = float(inner[-1] if side == "high" else inner[0]) if inner.size else value
     low, high = (near, value * 100) if side == "high" else (value / 100, near)
+    return Edge(side, (low, high, min(max(len(values), 10), 32)))
+
+
+def boundary_note(result: Outcome, point: int, scores: FloatArray) -> str | None:
+    """Say what to try next if a point is an end of the grid; None if it is inside, or there is no one order."""
+    found, values = edge(result, point, scores), result.path_values
+    if found is None or values is None:
+        return None
     what = result.table.main_axis
     axis: Any = result.table.lambdas if what == "lambda" else result.table.hyper[what]
     if not all(isinstance(label, float) for label in axis.labels):
-        factor = "100 times larger" if side == "high" else "100 times smaller"
-        return f"the best {what} is the {side} end of the grid. Try next: every value up to {factor}"
-    if what not in ("lambda", "decay", "lr"):  # not every hyperparameter has a scale to move on
-        return f"the best {what}, {value:.4g}, is the {side} end of the grid"
+        factor = "100 times larger" if found.side == "high" else "100 times smaller"
+        return f"the best {what} is the {found.side} end of the grid. Try next: every value up to {factor}"
+    said = f"the best {what}, {float(values[point]):.4g}, is the {found.side} end of the grid"
+    if found.grid is None:
+        return said
+    low, high, n = found.grid
     grid = f"l2path.lambda_grid({low:.2g}, {high:.2g}, {n})"
     grid = grid if what == "lambda" else f"sweep={{{what!r}: {grid}}}"
-    return f"the best {what}, {value:.4g}, is the {side} end of the grid. Try next: {grid}"
+    return f"{said}. Try next: {grid}"

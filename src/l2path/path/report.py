@@ -10,13 +10,11 @@ from torch import Tensor
 
 from l2path.path.outcome import Outcome
 from l2path.penalty import WeightsOnly
-from l2path.tables import format_table
-
-SHOWN = 64  # members printed in full; of longer paths the ends and the neighbourhood of the best
+from l2path.tables import Table
 
 
-def report(result: Outcome) -> str:
-    """Return the table of a result, and below it what has to be said.
+def report(result: Outcome) -> Table:
+    """Return the table of a result, with what has to be said below it.
 
     A row for each member or, over several seeds, for each point of the path, with means over the seeds.
     """
@@ -27,11 +25,10 @@ def report(result: Outcome) -> str:
     groups = [[k for k, p in enumerate(table.points) if p == point] for point in range(table.n_points)]
     if not several:
         groups = [[k] for k in range(len(result))]
-    header, columns = ["members" if several else "member"], [[", ".join(map(str, g)) for g in groups]]
+    columns = [("members" if several else "member", [", ".join(map(str, g)) for g in groups])]
 
     def add(name: str, cells: list[str]) -> None:
-        header.append(name)
-        columns.append(cells)
+        columns.append((name, cells))
 
     labels = [table.label(g[0]) for g in groups]
     if folds:
@@ -58,9 +55,7 @@ def report(result: Outcome) -> str:
         add(f"{result.select.name} - best ± se", cells)
     if set(result.status) != {"trained"}:
         add("status", [", ".join(dict.fromkeys(result.status[k] for k in g)) for g in groups])
-    body = [list(row) for row in zip(*columns, strict=True)]
-    body = shorten(body, [] if chosen is None else [chosen])
-    return "\n".join([format_table(header, body), "", *notes(result, best)])
+    return Table(columns, () if chosen is None or folds else (chosen,), notes(result, best))
 
 
 def notes(result: Outcome, best: int | None) -> list[str]:
@@ -137,23 +132,14 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def label_columns(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """Return what members trained with as columns: one, or one for each pattern that all of them name."""
-    keys = list(values[0]) if name == "lambda" and isinstance(values[0], dict) else None
+def label_values(name: str, values: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """Return what members trained with by column: one, or one for each pattern that all of them name."""
+    keys = list(values[0]) if isinstance(values[0], dict) else None
     if keys is not None and all(isinstance(v, dict) and list(v) == keys for v in values):
-        return [(f"{name}[{key}]", [show(v[key]) for v in values]) for key in keys]
-    return [(name, [show(v) for v in values])]
+        return [(f"{name}[{key}]", [v[key] for v in values]) for key in keys]
+    return [(name, list(values))]
 
 
-def shorten(rows: list[list[str]], marked: Sequence[int]) -> list[list[str]]:
-    """Return the rows of a long table that matter: its ends, and what is around the marked ones."""
-    if len(rows) <= SHOWN:
-        return rows
-    near = {k for m in marked for k in range(m - 3, m + 4) if 0 <= k < len(rows)}
-    keep = sorted({*range(8), *near, *range(len(rows) - 8, len(rows))})
-    out: list[list[str]] = []
-    for before, k in zip([-1, *keep], keep, strict=False):
-        if k != before + 1:
-            out.append(["..."] + [""] * (len(rows[0]) - 1))
-        out.append(rows[k])
-    return out
+def label_columns(name: str, values: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    """Return what members trained with as columns of text."""
+    return [(title, [show(v) for v in column]) for title, column in label_values(name, values)]

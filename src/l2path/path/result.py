@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +14,21 @@ import torch
 from l2path.batches import batch_rows
 from l2path.data import DataStream, Place, Source, make_source
 from l2path.engine import EvalKind
-from l2path.errors import ArgumentError, BoundaryWarning
+from l2path.errors import ArgumentError
+from l2path.files import write_file
 from l2path.functional import Functional, forked_rng, vmap_hints_silenced
 from l2path.losses import FullLoss
 from l2path.order import step_seed
 from l2path.path.driver import Driver
 from l2path.path.evaluation import concatenate, forward
-from l2path.path.figures import draw
+from l2path.path.figures import draw, path_view
+from l2path.path.frame import history_frame, member_frame
 from l2path.path.members import Members
 from l2path.path.outcome import Outcome, Selection, Uncertainty
+from l2path.path.recorded import Recorded
 from l2path.path.report import report
 from l2path.path.rows import chunk_rows
+from l2path.path.saved import KIND, SCHEMA, contents
 from l2path.path.selfcheck import or_looped
 from l2path.penalty import Names
 from l2path.scores import FloatArray, standard_error
@@ -33,7 +37,9 @@ from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Tree
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 ROW_NUMBERS = 50_000_000  # row scores kept for standard errors: 400 MB
 
@@ -58,7 +64,7 @@ class PathResult(Outcome):
     table : Members
         The flat table of members and its axes.
     status : tuple of str, [K]
-        "trained", "stopped" or "diverged".
+        "trained", "stopped", "eliminated" or "diverged".
     epochs_trained, epochs_kept : tuple of int, [K]
         Epochs trained, and the epoch whose weights and score are kept: another one with :class:`EarlyStopping`.
     diverged_at : tuple, [K]
@@ -93,13 +99,16 @@ class PathResult(Outcome):
         Raises
         ------
         ArgumentError
-            For inputs without rows, with NaN, or of lengths that differ, and for members out of range.
+            For inputs without rows, with NaN, or of lengths that differ, for members out of range, and after loading
+            without the module.
         """
         wanted = range(len(self)) if members is None else np.atleast_1d(np.asarray(members)).tolist()
         chosen = [self._check_index(k) for k in wanted]
         if not chosen:
             raise ArgumentError("members", got="none", expected="at least one", remedy="leave members out for all")
         fn = self.functionals[self.table.seeds[chosen[0]]][0]
+        if isinstance(fn, Recorded):
+            fn.missing("predictions")
         source = make_source(
             inputs, argument="inputs", batch_size=batch_size, seed=None, place=Place(fn.device, fn.dtype)
         )
@@ -123,22 +132,91 @@ class PathResult(Outcome):
                 out.append((rows, TrainState(params, buffers, (), index), self.functionals[seed][1], seed))
         return out
 
-    def plot(self) -> Figure:
-        """Draw the validation curve with the choice marked, weight norms over lambda, and training curves.
+    def plot(self, kind: str = "overview", *, ax: Axes | None = None, parameter: str | None = None) -> Figure:
+        """Draw the result; 0 stands beside a logarithmic axis, and several seeds are averaged.
+
+        Parameters
+        ----------
+        kind : str
+            - "overview": the next one (of two axes the heat map), "norms" and "curves" beside each other;
+            - "validation": the score over the path with its standard errors, and the choice;
+            - "heatmap": the score over two axes (of more: lambda and the first other one, best over the rest);
+            - "norms": the Euclidean norm of each parameter over the path;
+            - "coefficients": single numbers of the parameters over the path, the 40 largest where there are more;
+            - "shrinkage": norms relative to those at the weakest lambda;
+            - "curves": the score (without validation the training loss) over the epochs.
+
+            Of several axes the last four show the path at the best values of the others.
+        ax : matplotlib.axes.Axes, optional
+            What to draw one panel into; a new figure by default. Legends and colour bars find their place in figures
+            with ``layout="constrained"``.
+        parameter : str, optional
+            Name or glob of the parameters that "norms", "coefficients" and "shrinkage" show.
 
         Returns
         -------
         matplotlib.figure.Figure
+            The new one, or that of ``ax``.
 
         Raises
         ------
         MissingExtraError
             Without matplotlib (the extra ``plot``).
+        ArgumentError
+            For a kind that there is not or that this result cannot have, and for arguments that do not fit it.
         """
-        return draw(self)
+        return draw(path_view(self), kind, ax, parameter)
+
+    def to_dataframe(self, *, history: bool = False) -> DataFrame:
+        """Return the members as a pandas DataFrame, one row for each, or for each epoch that each of them trained.
+
+        Parameters
+        ----------
+        history : bool
+            False: a row for each member, by its number. True: a row for each epoch and member.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Of each member "fold", "seed", "point", the swept hyperparameters and "lambda" (or "lambda[<pattern>]" for
+            each pattern; text where members trained with specs of several kinds). Then
+
+            - by member: "score", by which to rank (NaN for members that diverged or were eliminated); the history at
+              the epoch whose weights are kept (NaN for members that diverged); "epochs_trained", "epochs_kept",
+              "status", "diverged_at"; and where there are any "standard_error", and "difference" from the best
+              member's score with its paired "difference_error";
+            - by epoch: the history, in the columns "epoch", "member" and those of :attr:`history`.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas (the extra ``pandas``).
+        """
+        return history_frame(self) if history else member_frame(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the module's code to one file, for :func:`load_result`.
+
+        The file is a zip of NumPy arrays and a JSON: no pickle, readable anywhere. What is at ``path`` already is
+        replaced when the new file is complete.
+
+        Parameters
+        ----------
+        path : str or path
+            In a directory that exists; nothing is appended to the name.
+
+        Raises
+        ------
+        ArgumentError
+            For a directory that does not exist.
+        """
+        write_file(path, KIND, SCHEMA, contents(self))
 
     def __str__(self) -> str:
-        return report(self)
+        return report(self).text()
+
+    def _repr_html_(self) -> str:
+        return report(self).html()
 
     def __repr__(self) -> str:
         chosen = ""
@@ -158,7 +236,7 @@ def _outputs(source: Source, state: TrainState, seed: int, kind: EvalKind, fn: F
 
 
 def finish(driver: Driver, table: Members, names: Names, select: Selection, *, complete: bool) -> PathResult:
-    """Assemble the result of a run, with its standard errors and its boundary warning."""
+    """Assemble the result of a run, with its standard errors."""
     weights = driver.gather()
     record = driver.record
     result = PathResult(
@@ -178,16 +256,18 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
         eval_kind=driver.eval_kind,
         select=select,
     )
-    if result.chosen is None or len(set(table.folds)) > 1:  # what to make of several folds is told elsewhere
+    return with_uncertainty(result)
+
+
+def with_uncertainty(result: PathResult) -> PathResult:
+    """Return a result with the standard errors of its scores."""
+    if result.chosen is None or len(set(result.table.folds)) > 1:  # what to make of several folds is told elsewhere
         return result
     try:
         sure = uncertainty(result)
     except Exception as error:  # the members are trained: nothing that is asked of them afterwards may lose them
         sure = Uncertainty(reason=f"{type(error).__name__}: {error}")
-    object.__setattr__(result, "uncertainty", sure)
-    if result.boundary is not None:
-        warnings.warn(result.boundary, BoundaryWarning, stacklevel=4)
-    return result
+    return replace(result, uncertainty=sure)
 
 
 def uncertainty(result: PathResult) -> Uncertainty:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import torch
 
 import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
+from l2path.compiled import Compiled
 from l2path.data import RowSource, Source
 from l2path.engine import Engine, auto_chunk, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
@@ -22,11 +26,13 @@ from l2path.path.chunks import Chunk, EpochEvent, Group, weights_of
 from l2path.path.driver import BLOCK_BYTES, Driver
 from l2path.path.evaluation import Validation
 from l2path.path.failure import explain, keep_partial
+from l2path.path.halving import Halving, SuccessiveHalving
 from l2path.path.members import Members
 from l2path.path.outcome import Selection
 from l2path.path.result import PathResult, finish
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
 from l2path.path.stopping import EarlyStopping
+from l2path.path.tuning import Job, Steps, compile_as_asked, native_kernels, tune
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
@@ -53,6 +59,7 @@ class Settings:
     member_chunk: int | str
     sweep: Sweep
     early_stopping: EarlyStopping | None = None
+    halving: SuccessiveHalving | None = None
 
 
 def check_settings(settings: Settings) -> None:
@@ -67,6 +74,13 @@ def check_settings(settings: Settings) -> None:
             got=repr(settings.early_stopping),
             expected="l2path.EarlyStopping(patience=...), or None",
             remedy="write early_stopping=l2path.EarlyStopping(patience=5)",
+        )
+    if settings.halving is not None and not isinstance(settings.halving, SuccessiveHalving):
+        raise ArgumentError(
+            "halving",
+            got=repr(settings.halving),
+            expected="l2path.SuccessiveHalving(factor=..., min_epochs=...), or None",
+            remedy="write halving=l2path.SuccessiveHalving(min_epochs=5)",
         )
 
 
@@ -103,6 +117,7 @@ def train_members(
     )
     keys = list(dict.fromkeys(table.keys))
     seed = table.seeds[0]
+    templates = {s: id(fn) for s, fn in fns.items()}  # of one module for all seeds there is one
     for source in sources.values():
         preflight.check_one_row(fns[seed], source)
     peeked: dict[int, Peeked] = {}
@@ -137,48 +152,85 @@ def train_members(
         preflight.warn_stability(optimizer, hyper_state, strengths)
         preflight.warn_mixed_decay(optimizer, one_state, strengths, {**settings.sweep, **table.hyper})
 
-    def auto() -> int:
-        device = fns[seed].device
+    @cache
+    def live_bytes() -> int:
         # The state before and after a step, and what is alive in between.
-        live = 2 * member_bytes + preflight.step_bytes(fns[seed], data_loss(fns[seed], loss_fn), batch)
-        return auto_chunk(live, device, free_memory(device))
+        return 2 * member_bytes + preflight.step_bytes(fns[seed], data_loss(fns[seed], loss_fn), batch)
+
+    def auto() -> int:
+        return auto_chunk(live_bytes(), fns[seed].device, free_memory(fns[seed].device))
 
     chosen = choose_engine(engine, settings.member_chunk, len(table), auto)
-    if chosen.kind == "vmap":
+    verdict = selfcheck.Verdict(False, "not asked for")
+    if chosen.kind != "loop":
         verdict = selfcheck.try_vmap(fns[seed], loss_fn, batch, seed)
-        if not verdict.vmapped and engine == "vmap":
+        if not verdict.vmapped and engine != "auto" and not isinstance(engine, Engine):
             raise ArgumentError(
                 "engine",
-                got=f"'vmap', but {verdict.reason}",
+                got=f"{engine!r}, but {verdict.reason}",
                 expected="a module that torch.func.vmap can batch",
                 remedy="leave engine at 'auto': the members are then trained one after the other",
             )
         if not verdict.vmapped:
             selfcheck.warn_looped(verdict.reason)
-            chosen = Engine("loop", chosen.member_chunk, verdict.reason)
+            chosen = Engine("loop", chosen.member_chunk, reason=verdict.reason)
         elif engine == "auto":
-            chosen = Engine("vmap", chosen.member_chunk, verdict.reason)
+            chosen = Engine("vmap", chosen.member_chunk, reason=verdict.reason)
         fns = {s: fn.with_substitutes(verdict.substitutes) for s, fn in fns.items()}
-    groups: dict[Key, Group] = {}
-    chunks = []
-    for key in keys:
-        s = key[1]
+    steps: dict[int, Steps] = {}
+    for s in dict.fromkeys(table.seeds):  # an explicit list of members has seeds of its own
         fn = fns[s]
         towards = {n: a for n, a in anchors[s].items() if n in fn.params}
 
         def step(f: Functional, gradients: Any, towards: Params = towards) -> TrainStep:
             return build_step(data_loss(f.renormalising(), loss_fn), optimizer, grad_transform, towards, f, gradients)
 
-        looped = step(fn.with_substitutes(None), grad_with_autograd)
-        batched = looped if chosen.kind == "loop" else step(fn, grad_with_torch_func)
-        spare = looped if chosen.kind == "vmap" and engine == "auto" else None
-        groups[key] = Group(s, fn, fn.evaluation(), batched, peeked[id(sources[key])], loop_step=spare)
-        own = [k for k in every if table.keys[k] == key]
+        if templates[s] not in steps:
+            looped = step(fn.with_substitutes(None), grad_with_autograd)
+            steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped)
+    owners = {templates[s]: s for s in reversed(table.seeds)}
+    members = {key: [k for k in every if table.keys[k] == key] for key in keys}
+    job = Job(
+        steps=steps,
+        groups=tuple(len(own) for own in members.values()),
+        sources=[sources[key] for key in keys],
+        epochs=settings.epochs,
+        batch=batch,
+        live_bytes=live_bytes,
+        sample=lambda template, n: stacked([k % len(table) for k in range(n)], owners[template]),
+        device=fns[seed].device,
+        draws=verdict.draws,
+    )
+    programs: dict[int, Compiled] = {}
+    if chosen.kind == "vmap" and engine == "auto":
+        chosen, programs = tune(chosen, job, resize=settings.member_chunk == "auto")
+    elif chosen.kind == "compiled":
+        if not isinstance(engine, Engine):
+            chosen = replace(chosen, workers=torch.get_num_threads(), native=native_kernels(fns[seed].device))
+        resize = not isinstance(engine, Engine) and settings.member_chunk == "auto"
+        chosen, programs = compile_as_asked(chosen, job, resize=resize)
+    groups: dict[Key, Group] = {}
+    chunks = []
+    for key in keys:
+        s = key[1]
+        fn = fns[s]
+        own_steps = steps[templates[s]]
+        groups[key] = Group(
+            s,
+            fn if chosen.kind != "loop" else fn.with_substitutes(None),
+            fn.evaluation(),
+            own_steps.looped if chosen.kind == "loop" else own_steps.batched,
+            peeked[id(sources[key])],
+            compiled=programs.get(templates[s]),
+            loop_step=own_steps.looped if chosen.kind != "loop" and engine == "auto" else None,
+        )
+        own = members[key]
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]
             chunks.append(Chunk(groups[key], part, *stacked(part, s)))
     eval_fn = groups[keys[0]].eval_fn
-    eval_kind = selfcheck.evaluation_kind(fns[seed], eval_fn, batch, loss_fn, chosen.kind)
+    train_kind: Literal["vmap", "loop"] = "vmap" if verdict.vmapped else "loop"
+    eval_kind = selfcheck.evaluation_kind(fns[seed], eval_fn, batch, loss_fn, train_kind)
     if validations:
         rows = preflight.evaluation_rows(eval_fn.with_substitutes(None), loss_fn, batch)
         validations = {fold: in_batches(val, rows) for fold, val in validations.items()}
@@ -190,10 +242,24 @@ def train_members(
         preflight.check_validation(fns[seed], eval_fn, first)
 
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
-    rule = settings.early_stopping
-    stopping = None if rule is None else (rule, selection.name, selection.greater_is_better)
-    hook, epochs = settings.on_epoch, settings.epochs
-    driver = Driver([*groups.values()], chunks, chosen, eval_kind, len(table), epochs, hook, first_block, stopping)
+    select, halving = (selection.name, selection.greater_is_better), None
+    if settings.halving is not None:
+        sizes = {fold: val.source.rows or 1 for fold, val in validations.items()}
+        strength = table.strength_rank(names)
+        halving = Halving(settings.halving, select[1], table.points, table.folds, sizes, strength)
+    driver = Driver(
+        [*groups.values()],
+        chunks,
+        chosen,
+        eval_kind,
+        len(table),
+        settings.epochs,
+        settings.on_epoch,
+        first_block,
+        select,
+        settings.early_stopping,
+        halving,
+    )
     bar = Progress(settings.epochs, f"l2path: {len(table)} members", settings.progress)
     try:
         with deferred_interrupt() as interrupt:

@@ -1,0 +1,108 @@
+"""Operations that ``vmap`` batches badly, written in ones that it batches well: for compiled programs.
+
+A vmapped convolution becomes a grouped one, which the libraries below torch run member by member and slowly; vmapped
+attention on a CPU falls back to a loop over members. As matrix products both are batched, and the compiler fuses what
+is around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class Lowered(TorchFunctionMode):
+    """Replaces convolutions and attention within.
+
+    What it does not know (groups, transposed or unbatched convolutions) stays as it is.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        replace = REPLACED.get(func)
+        if replace is not None and (found := replace(*args, **kwargs)) is not None:
+            return found
+        return func(*args, **kwargs)
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Return a convolution of one or two axes as one matrix product over shifted slices, or None.
+
+    Parameters
+    ----------
+    x : Tensor, ``[B, C, *size]``
+    weight : Tensor, ``[O, C, *kernel]``
+    bias, stride, padding, dilation, groups
+        As for ``torch.nn.functional.conv2d``.
+
+    Returns
+    -------
+    Tensor, ``[B, O, *size]``
+        Channels lie last in memory. None for what is not meant: groups, an axis missing, padding by name.
+    """
+    axes = weight.ndim - 2
+    if groups != 1 or x.ndim != weight.ndim or isinstance(padding, str) or 0 in x.shape:
+        return None
+    steps, pads, gaps = (_each(v, axes) for v in (stride, padding, dilation))
+    out, inner, *kernel = weight.shape
+    x = x.movedim(1, -1)
+    if any(pads):
+        x = F.pad(x, (0, 0, *(p for pad in reversed(pads) for p in (pad, pad))))
+    size = [
+        (n - gap * (k - 1) - 1) // step + 1 for n, k, gap, step in zip(x.shape[1:], kernel, gaps, steps, strict=False)
+    ]
+    if min(size) < 1:
+        return None  # torch says what is wrong
+    slices = []
+    for at in product(*map(range, kernel)):
+        part = x
+        for axis, (i, gap, step, n) in enumerate(zip(at, gaps, steps, size, strict=True)):
+            part = part.narrow(axis + 1, i * gap, (n - 1) * step + 1)
+            part = part if step == 1 else part[(slice(None),) * (axis + 1) + (slice(None, None, step),)]
+        slices.append(part)
+    depth = inner
+    for k in kernel:
+        depth *= k
+    patches = torch.cat(slices, -1).reshape(-1, depth)
+    y = patches @ weight.movedim(1, -1).movedim(0, -1).reshape(depth, out)
+    if bias is not None:
+        y = y + bias
+    return y.reshape(x.shape[0], *size, out).movedim(-1, 1)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Return ``scaled_dot_product_attention`` by torch's own plain formula, in products and a softmax."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+    found: Tensor = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
+    return found
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    """Return a number for each axis."""
+    if isinstance(value, int):
+        return [value] * axes
+    return [int(v) for v in value] * (axes if len(value) == 1 else 1)
+
+
+REPLACED: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv1d: convolution,
+    torch.conv2d: convolution,
+    F.scaled_dot_product_attention: attention,
+}

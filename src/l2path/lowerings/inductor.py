@@ -1,0 +1,57 @@
+"""The native products as a pass over the graphs that inductor compiles; imports inductor, which takes a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._ops import OpOverload
+
+from l2path.lowerings import native
+from l2path.lowerings.products import replace
+
+
+class NativeProducts(CustomGraphPass):
+    """Replaces products late in a graph, when it is functional and its shapes and strides are known.
+
+    Parameters
+    ----------
+    library : Path
+        The native library. Inductor caches what it compiles under its name among other things, so that a graph with
+        native operations is used only where the same library is loaded.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self.library = library
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Change a graph in place."""
+        replace(graph, self.library)
+
+    def uuid(self) -> str:
+        """Return what tells compilations with other kernels from these."""
+        return f"l2path-{self.library.stem}"
+
+
+class ByName(dict[str, list[str]]):
+    """What inductor looks up by operation, kept by its name.
+
+    Inductor's cache takes no operation among the options, since it cannot pickle it.
+    """
+
+    def __contains__(self, operation: object) -> bool:
+        return isinstance(operation, OpOverload) and super().__contains__(operation.name())
+
+
+def options(library: Path) -> dict[str, Any]:
+    """Return the options of inductor that put the native products in."""
+    declared = "AOTITorchError aoti_torch_cpu_{}(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* result)"
+    return {
+        "post_grad_custom_post_pass": NativeProducts(library),
+        # With cpp_wrapper=True: call the C function, in place of a look-up by name each time.
+        "aot_inductor.custom_ops_to_c_shims": ByName(
+            {f"l2path::{name}": [declared.format(name)] for name in native.OPERATIONS}
+        ),
+    }

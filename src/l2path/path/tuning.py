@@ -1,0 +1,222 @@
+"""Which engine is fastest for a job: measured on its first batch, if the job is long enough to pay for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from l2path import lowerings
+from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled
+from l2path.data import Source
+from l2path.engine import Engine, Kind, Step, run_steps
+from l2path.errors import ArgumentError
+from l2path.functional import forked_rng
+from l2path.memory import operations
+from l2path.path.selfcheck import TOLERANCE, agree, first_line
+from l2path.trees import map_tensors, tensor_leaves
+from l2path.types import Batch, Tree
+
+MEASURED = 3.0  # seconds: a shorter job is not measured
+COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
+SECONDS_PER_OPERATION = 0.04  # that compiling takes, at most, for each operation of a step
+COMPILE_SECONDS = 6.0  # that it takes for the smallest program
+BUILD_SECONDS = 60.0  # to wait for native kernels, at most
+FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
+
+
+class Steps(NamedTuple):
+    """The step of one member, in both ways to differentiate it."""
+
+    batched: Step
+    looped: Step
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes
+    ----------
+    steps : dict of int to Steps
+        Of each module: all folds share one, and all seeds too where the module is not made by a callable.
+    groups : tuple of int
+        Members of each fold and seed.
+    sources : sequence of Source
+    epochs : int
+    batch
+        The first one.
+    live_bytes : callable
+        Returns what one member takes at most during a step.
+    sample : callable
+        ``(module, members) -> (state, per_member)`` of so many members to measure with.
+    device : torch.device
+    draws : bool
+        Whether a step draws random numbers.
+    """
+
+    steps: Mapping[int, Steps]
+    groups: tuple[int, ...]
+    sources: Sequence[Source]
+    epochs: int
+    batch: Batch
+    live_bytes: Callable[[], int]
+    sample: Callable[[int, int], tuple[Tree, Tree]]
+    device: torch.device
+    draws: bool
+
+    @property
+    def model_steps(self) -> float:
+        """Steps of single members in all; 0 where nobody knows how long the data are."""
+        per_epoch = [math.ceil(s.rows / s.batch_size) if s.rows and s.batch_size else 0 for s in self.sources]
+        return float(self.epochs * sum(n * m for n, m in zip(per_epoch, self.groups, strict=True)))
+
+    @property
+    def remainders(self) -> list[int]:
+        """Rows of the last batches of an epoch that are smaller than the others."""
+        return sorted({s.rows % s.batch_size for s in self.sources if s.rows and s.batch_size} - {0})
+
+
+def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
+    """Return the engine that is fastest for a job of vmapped members, and its compiled programs by module.
+
+    With ``resize`` a compiled program may be for fewer members than a chunk is for otherwise.
+    """
+    if job.model_steps == 0:
+        return chosen, {}
+    first = next(iter(job.steps))
+    members = min(chosen.member_chunk, max(job.groups))
+    started = time.perf_counter()
+    vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
+    if vmapped * job.model_steps < MEASURED:
+        return chosen, {}
+    looped = _seconds("loop", job.steps[first].looped, job, first, 1)
+    said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}"
+    seconds, engine = vmapped, replace(chosen, reason=f"measured: {said}")
+    if looped < FASTER * vmapped:
+        seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"measured: {said}")
+    cost = len(job.steps) * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
+    if seconds * job.model_steps < COMPILED * cost:
+        return engine, {}
+    why = cannot_compile(job)
+    if why:
+        return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
+    try:
+        size = compiled_chunk(job) if resize else members
+        wanted = Engine("compiled", size, workers=torch.get_num_threads(), native=native_kernels(job.device))
+        found, programs = compiled(wanted, job)
+    except Exception as error:  # of the compiler, which is not needed
+        return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
+    took = time.perf_counter() - started
+    fast = _seconds("compiled", programs[first], job, first, found.member_chunk) / found.member_chunk
+    said = f"measured: {said}, compiled {fast * 1e6:.3g} (in {took:.3g} s)"
+    if fast / found.workers > FASTER * seconds:
+        return replace(engine, reason=said), {}
+    return replace(found, reason=said), programs
+
+
+def compile_as_asked(engine: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
+    """Return a compiled engine with its programs by module.
+
+    Raises
+    ------
+    ArgumentError
+        If the step cannot be compiled.
+    """
+    why = cannot_compile(job)
+    if resize:
+        engine = replace(engine, member_chunk=compiled_chunk(job))
+    try:
+        if why is None:
+            return compiled(engine, job)
+    except Exception as error:
+        why = first_line(error)
+    raise ArgumentError(
+        "engine",
+        got=f"'compiled', but {why}",
+        expected="a step that torch.compile can turn into one program",
+        remedy="leave engine at 'auto'",
+    )
+
+
+def native_kernels(device: torch.device) -> bool:
+    """Return whether there are native kernels, after waiting for them to be built (once on a machine)."""
+    return device.type == "cpu" and lowerings.prepare(wait=BUILD_SECONDS).state == "ready"
+
+
+def cannot_compile(job: Job) -> str | None:
+    """Return why a step is not to be compiled; None if it may be."""
+    if job.draws:
+        return "a step draws random numbers, which a compiled program would draw in another order"
+    if torch.is_autocast_enabled(job.device.type):
+        return "autocast around the call"
+    return None
+
+
+def compiled_chunk(job: Job) -> int:
+    """Return how many members a compiled program is for."""
+    workers = torch.get_num_threads()
+    most = max(1, COMPILED_CHUNK_BYTES // max(1, job.live_bytes()))
+    size = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
+    chunks = math.ceil(max(job.groups) / size)
+    return math.ceil(max(job.groups) / chunks)  # evenly: the last chunk is filled up to the size of the others
+
+
+def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
+    """Compile the step of every module and check it against the vmapped one.
+
+    Raises
+    ------
+    Exception
+        Whatever torch says of a step that it cannot compile, and ValueError where the results differ.
+    """
+    programs = {}
+    for module, steps in job.steps.items():
+        program = Compiled(steps.batched, engine.member_chunk, job.device, engine.native)
+        state, extra = job.sample(module, engine.member_chunk)
+        shapes = [job.batch, *(map_tensors(lambda x: x[:rows], job.batch) for rows in job.remainders[:2])]  # noqa: B023
+        for batch in shapes:
+            got, want = program.compile(state, batch, extra), program.vmapped(state, batch, extra)
+            dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
+            if not agree(got, want, max(TOLERANCE.get(d, 1e-3) for d in dtypes)):
+                raise ValueError("a compiled step differs from the vmapped one")
+        programs[module] = program
+    workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
+    return replace(engine, workers=max(1, workers)), programs
+
+
+def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: int) -> float:
+    """Return the seconds that one step of a chunk takes, the best of a few."""
+    state, extra = job.sample(module, members)
+    best = math.inf
+    with forked_rng(job.device):
+        for _ in range(4):
+            _wait(job.device)
+            started = time.perf_counter()
+            run_steps(kind, step, state, [job.batch], extra, lambda _: None)
+            _wait(job.device)
+            seconds = time.perf_counter() - started
+            if best < math.inf and seconds > 0.25:  # the first one warms up
+                return min(best, seconds)
+            best = min(best, seconds)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _operations(job: Job, module: int) -> int:
+    """Return how many operations one vmapped step consists of."""
+    state, extra = job.sample(module, 2)
+
+    def step() -> Any:
+        return run_steps("vmap", job.steps[module].batched, state, [job.batch], extra, lambda _: None)
+
+    with forked_rng(job.device):
+        return operations(step)

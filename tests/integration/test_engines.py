@@ -1,0 +1,194 @@
+"""Engines: compiled programs give what vmapped steps give, and "auto" measures only where it can pay."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import l2path
+from l2path.compiled import Compiled
+from l2path.engine import Engine
+from l2path.path import tuning
+from tests.helpers import assert_trees_close
+from tests.models import classes, noisy
+
+RTOL = 1e-10
+TRAIN, VAL = classes(50, seed=1), classes(40, seed=2)
+pytestmark = pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
+
+
+def smooth() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def train(**changes: Any) -> l2path.PathResult:
+    options: dict[str, Any] = {
+        "loss_fn": F.cross_entropy, "optimizer": l2path.sgd(lr=0.1, momentum=0.9), "epochs": 6, "batch_size": 16,
+        "lambdas": l2path.lambda_grid(1e-4, 1.0, 5), "validation": VAL,
+    }  # fmt: skip
+    return l2path.batch_train(changes.pop("module", None) or smooth(), TRAIN, **(options | changes))
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def compiled(two_threads: None) -> l2path.PathResult:
+    """Two chunks of 3 and 2 members side by side, the last batch of an epoch of another shape."""
+    return train(engine="compiled", member_chunk=3)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_compiled_members_equal_the_others(compiled: l2path.PathResult, engine: str) -> None:
+    assert compiled.engine.kind == "compiled"
+    assert compiled.engine.member_chunk == 3
+    assert compiled.engine.workers == 2
+    other = train(engine=engine)
+    assert_trees_close(compiled.params, other.params, RTOL)
+    assert_trees_close(compiled.buffers, other.buffers, RTOL)
+    assert_trees_close(compiled.history, other.history, RTOL)
+    assert torch.get_num_threads() == 2
+
+
+def test_its_engine_repeats_it_bit_for_bit(compiled: l2path.PathResult) -> None:
+    again = train(engine=compiled.engine)
+    assert again.engine == compiled.engine
+    for name, want in compiled.params.items():
+        assert torch.equal(again.params[name], want)
+    assert_trees_close(again.history, compiled.history, 0.0)
+
+
+def test_members_that_leave_change_nothing_for_the_others(compiled: l2path.PathResult) -> None:
+    lambdas = [*l2path.lambda_grid(1e-4, 1.0, 5).tolist()[:4], 1e6]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.L2PathWarning)
+        result = train(engine=compiled.engine, lambdas=lambdas, epochs=30)
+        alone = train(engine="loop", lambdas=lambdas[:4], epochs=30)
+        asked = train(engine="vmap", lambdas=lambdas, epochs=30)
+    assert result.status == ("trained",) * 4 + ("diverged",)
+    assert result.diverged_at == asked.diverged_at
+    assert_trees_close({n: p[:4] for n, p in result.params.items()}, alone.params, RTOL)
+    stopping = l2path.EarlyStopping(patience=1)
+    early, other = (train(engine=e, epochs=30, early_stopping=stopping) for e in (compiled.engine, "loop"))
+    assert early.epochs_trained == other.epochs_trained
+    assert len(set(early.epochs_trained)) > 1
+    assert_trees_close(early.params, other.params, RTOL)
+
+
+def test_a_program_that_fails_half_way_is_done_without(
+    compiled: l2path.PathResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = Compiled.__call__, 0
+
+    def fails(self: Compiled, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 11:
+            raise RuntimeError("out of luck")
+        return whole(self, *args)
+
+    monkeypatch.setattr(Compiled, "__call__", fails)
+    with pytest.warns(l2path.EngineWarning, match="compiled program failed at step .*out of luck.*are right"):
+        result = train(engine=compiled.engine)
+    assert result.engine.kind == "vmap"
+    assert_trees_close(result.params, compiled.params, RTOL)
+    assert_trees_close(result.history, compiled.history, RTOL)
+
+
+def test_folds_share_one_program(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[Compiled] = []
+    first = Compiled.__init__
+
+    def counted(self: Compiled, *args: Any) -> None:
+        first(self, *args)
+        programs.append(self)
+
+    monkeypatch.setattr(Compiled, "__init__", counted)
+    options: dict[str, Any] = {
+        "loss_fn": F.cross_entropy, "optimizer": l2path.sgd(lr=0.1), "lambdas": [1.0, 0.1], "epochs": 2, "folds": 3,
+        "batch_size": 16, "seeds": (0, 1),
+    }  # fmt: skip
+    cv = l2path.cross_validate(smooth(), classes(72), engine="compiled", **options)
+    assert len(programs) == 1
+    other = l2path.cross_validate(smooth(), classes(72), engine="loop", **options)
+    assert_trees_close(cv.members.params, other.members.params, RTOL)
+
+
+def test_random_steps_are_not_compiled() -> None:
+    with pytest.raises(l2path.ArgumentError, match="'compiled', but a step draws random numbers"):
+        train(module=noisy(), engine="compiled")
+
+
+def test_what_torch_cannot_compile_is_said() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            out: Tensor = self.layer(x)
+            return out
+
+    with pytest.raises(l2path.ArgumentError, match="'compiled', but Unsupported"):
+        train(module=Odd(), engine="compiled")
+
+
+# What "auto" decides from what it measures: seconds of a chunk-step of 5 members, of one looped, of 3 compiled.
+@pytest.mark.parametrize(
+    ("vmapped", "looped", "fast", "epochs", "kind", "asked"),
+    [
+        (1e-3, 9.0, 9.0, 6, "vmap", ["vmap"]),  # a short job: nothing else is timed
+        (1.0, 9.0, 9.0, 6, "vmap", ["vmap", "loop"]),
+        (1.0, 0.1, 9.0, 6, "loop", ["vmap", "loop"]),
+        (1.0, 0.19, 9.0, 6, "vmap", ["vmap", "loop"]),  # five in a second are as fast
+        (1.0, 9.0, 0.1, 600, "compiled", ["vmap", "loop", "compiled"]),
+        (1.0, 0.1, 9.0, 600, "loop", ["vmap", "loop", "compiled"]),
+    ],
+)
+def test_auto_takes_what_is_fastest(
+    vmapped: float, looped: float, fast: float, epochs: int, kind: str, asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    times, timed = {"vmap": vmapped, "loop": looped, "compiled": fast}, []
+
+    def seconds(kind: str, *_: Any) -> float:
+        timed.append(kind)
+        return times[kind]
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (engine, dict.fromkeys(job.steps)))
+    result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2))
+    assert timed == asked
+    assert result.engine.kind == kind
+    if len(asked) > 1:
+        assert "measured: vmapped 2e+05 µs a model-step" in result.engine.reason
+
+
+def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(tuning, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(tuning, "compiled", fails)
+    result = train(epochs=600, on_epoch=lambda event: event.active & (event.epoch < 2))
+    assert result.engine.kind == "vmap"
+    assert "not compiled: RuntimeError: no compiler here" in result.engine.reason
+
+
+@pytest.mark.parametrize("bad", ["fast", Engine("compiled", 0), Engine("compiled", 2, workers=0)])
+def test_bad_engines(bad: Any) -> None:
+    with pytest.raises(l2path.ArgumentError, match=r"^engine: got"):
+        train(engine=bad)

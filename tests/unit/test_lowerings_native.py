@@ -1,0 +1,201 @@
+"""How the native kernels are built, and that nothing depends on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from l2path import lowerings
+from l2path.lowerings import native
+from tests.unit.lowerings_kernels import native_kernels
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that has not built anything yet, with a cache of its own."""
+    monkeypatch.setattr(native, "_build", native._Build())
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv(native.SWITCH, raising=False)
+
+
+def traced() -> fx.GraphModule:
+    graph: fx.GraphModule = make_fx(torch.mm)(torch.ones(3, 4), torch.ones(4, 5))
+    return graph
+
+
+def assert_stock() -> None:
+    """Nothing is replaced, and everything works."""
+    assert not lowerings.enabled()
+    assert lowerings.compile_options() == {}
+    graph = traced()
+    assert lowerings.rewrite(graph) is graph
+    assert torch.equal(graph(torch.ones(3, 4), torch.ones(4, 5)), torch.full((3, 5), 4.0))
+
+
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Take a shell script for the compiler; asked for its macros, it says that it has none."""
+    file = tmp_path / "compiler"
+    file.write_text(f'#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\n{script}\n', encoding="utf-8")
+    file.chmod(0o755)
+    monkeypatch.setenv("CXX", str(file))
+
+
+def test_nothing_is_built_before_it_is_asked_for() -> None:
+    assert lowerings.status() == lowerings.Status("absent")
+    assert_stock()
+    assert not native.cache_folder().exists()
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status = lowerings.prepare(wait=None)
+    assert status == lowerings.status()
+    assert status.state == "failed"
+    assert status.reason == "there is no C++ compiler: neither CXX nor g++, clang++ or c++ is one"
+    assert_stock()
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler(tmp_path, monkeypatch, "echo no such vector >&2; exit 1")
+    status = lowerings.prepare(wait=None)
+    assert status.state == "failed"
+    assert status.reason == f"{tmp_path / 'compiler'} failed: no such vector"
+    assert list(native.cache_folder().iterdir()) == []
+    assert_stock()
+
+
+def test_a_compiler_that_makes_nonsense(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "_has_kernels", lambda: False)  # they may be there from another test
+    compiler(tmp_path, monkeypatch, 'for last; do :; done; echo nonsense > "$last"')
+    status = lowerings.prepare(wait=None)
+    assert status.state == "failed"
+    assert "gemm-" in status.reason
+    # It is not kept: the next process tries again.
+    assert list(native.cache_folder().iterdir()) == []
+    assert_stock()
+
+
+def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler(tmp_path, monkeypatch, "exit 0")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    assert lowerings.prepare(wait=None).state == "failed"
+    assert_stock()
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert lowerings.prepare(wait=None) == lowerings.Status("off", "L2PATH_NATIVE=0 is set")
+    assert native._build.thread is None
+    assert_stock()
+
+
+def test_the_switch_holds_for_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native._build, "status", lowerings.Status("ready", library=Path("gemm-1.so")))
+    assert lowerings.enabled()
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert_stock()
+
+
+def test_it_is_built_in_the_background(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    compiler(tmp_path, monkeypatch, f"until [ -e {go} ]; do sleep 0.01; done; echo at last >&2; exit 1")
+    assert lowerings.prepare().state == "building"
+    assert lowerings.prepare(wait=0.01).state == "building"  # the same one
+    assert_stock()
+    go.touch()
+    assert lowerings.prepare(wait=None).reason.endswith("at last")
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native._build, "status", lowerings.Status("building"))
+    native._forget()
+    assert lowerings.status().state == "absent"
+    ready = lowerings.Status("ready", library=Path("gemm-1.so"))
+    monkeypatch.setattr(native._build, "status", ready)
+    native._forget()
+    assert lowerings.status() == ready
+
+
+def test_processes_that_build_at_once_leave_one_whole_library(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\nfor last; do :; done\nprintf one > "$last"; sleep 0.05; printf two >> "$last"\n')
+    slow.chmod(0o755)
+    library = native.cache_folder() / "gemm-1.so"
+    threads = [threading.Thread(target=native._compile, args=(native._Build(), [str(slow)], library)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    while any(thread.is_alive() for thread in threads):
+        assert not library.exists() or library.read_text() == "onetwo"
+    assert library.read_text() == "onetwo"
+    assert [path.name for path in library.parent.iterdir()] == ["gemm-1.so"]
+
+
+def test_the_library_is_kept_apart_by_what_it_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = []
+
+    def build() -> str:
+        monkeypatch.setattr(native, "_build", native._Build())
+        status = lowerings.prepare(wait=None)
+        assert status.library is not None, status.reason
+        made.append(status.library.name)
+        return status.library.name
+
+    monkeypatch.setattr(native, "_install", lambda library: None)
+    compiler(tmp_path, monkeypatch, 'for last; do :; done; echo made >> "$last"')
+    first = build()
+    assert build() == first
+    assert (native.cache_folder() / first).read_text() == "made\n"  # once
+    source = tmp_path / "gemm.cpp"
+    source.write_text("// another")
+    monkeypatch.setattr(native, "SOURCE", source)
+    build()
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    build()
+    file = tmp_path / "compiler"
+    file.write_text(file.read_text().replace("exit 0", "echo '#define __AVX9__ 1'; exit 0"))
+    build()
+    assert len(set(made)) == 4
+
+
+def test_the_end_of_the_process_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    # A compiler with a child, as they have, that holds the fifo open while it lives.
+    compiler(tmp_path, monkeypatch, f"(echo begun; sleep 30; echo done) > {fifo} & wait")
+    program = """
+        from l2path import lowerings
+        lowerings.prepare()
+        assert input() == "end"
+        """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process, fifo.open() as output:
+        assert output.readline() == "begun\n"
+        process.communicate("end\n")
+        assert output.read() == ""  # and closed
+    assert process.returncode == 0
+    assert list(native.cache_folder().iterdir()) == []
+
+
+def test_the_real_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")  # where it may be built already
+    status = native_kernels()
+    assert lowerings.enabled()
+    assert status.library is not None
+    assert status.library.is_file()
+    assert torch.equal(torch.ops.l2path.tiled_mm(torch.ones(3, 4), torch.ones(4, 5)), torch.full((3, 5), 4.0))
+    # A second build in one process finds the kernels loaded.
+    monkeypatch.setattr(native, "_build", native._Build())
+    assert native_kernels() == status
