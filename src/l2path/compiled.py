@@ -1,23 +1,28 @@
-"""A step of all members of a chunk as one compiled program (``torch.compile``)."""
+"""Many steps of all members of a chunk as one compiled program (``torch.compile``, with a loop inside)."""
 
 from __future__ import annotations
 
+import itertools
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path import lowerings
 from l2path.functional import vmap
 from l2path.functional.lowered import Lowered
-from l2path.trees import tensor_leaves
+from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
 COMPILED_CHUNK_BYTES = 2**22
+_NUMBERS = itertools.count()
 OPTIONS: dict[str, dict[str, Any]] = {
     # A C++ wrapper leaves Python while it runs, so that threads work side by side; each of them on one core.
     "cpu": {"cpp_wrapper": True, "cpp.threads": 1},
@@ -26,16 +31,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Compiled:
-    """The vmapped step of a chunk, compiled for batches of the shapes that :meth:`compile` was given.
+    """Steps of a chunk, many of them in one call, compiled for batches of the shapes that :meth:`compile` was given.
 
-    Other batches (the last one of an epoch) go through the vmapped step as it is.
+    Other batches, and steps that do not fill a call, go through the vmapped step as it is.
 
     Parameters
     ----------
     step : callable
         Of one member, ``(state, batch, per_member) -> (state, metrics)``.
     members : int
-        C, the chunk's size; smaller chunks are filled up with copies of their first member.
+        C, the chunk's size; smaller chunks are filled up with copies of their members.
     device : torch.device
     native : bool
         Use native kernels where they are built and faster; see :mod:`l2path.lowerings`.
@@ -47,31 +52,79 @@ class Compiled:
         self.members = members
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(step, in_dims=(0, None, 0))
 
-        def lowered(state: Tree, batch: Batch, per_member: Tree) -> Any:
+        def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
+            def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+                state, metrics = self.vmapped(tree_unflatten(list(carry), self._form), batch, per_member)
+                # A loop wants results that share no memory with what it was given.
+                return [_owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
+
             with Lowered():
-                return self.vmapped(state, batch, per_member)
+                found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
+            return found
 
         options = OPTIONS.get(device.type, {}) | (lowerings.compile_options() if native else {})
-        self._program = torch.compile(_own_code(lowered), fullgraph=True, dynamic=False, options=options)
-        self._shapes: set[tuple[Any, ...]] = set()
+        self._program = torch.compile(_own_code(block), fullgraph=True, dynamic=False, options=options)
+        self._form: Any = None  # of a state
+        self._steps: dict[tuple[Any, ...], int] = {}  # that a call does, by the shape of a batch
+        self._stacked: tuple[Any, dict[int, Batch]] = (None, {})
 
-    def compile(self, state: Tree, batch: Batch, per_member: Tree) -> Any:
-        """Compile for batches like this one, and return what the program returns.
+    def compile(self, state: Tree, batches: Sequence[Batch], per_member: Tree) -> tuple[Tree, Tree]:
+        """Compile for as many batches like these, and return what the program returns.
 
         Raises
         ------
         Exception
             Whatever torch says of a step that it cannot compile.
         """
+        self._form = tree_structure(state)
         with _without_noise():
-            found = self._program(state, batch, per_member)
-        self._shapes.add(shape_of(batch))
+            found = self._call(state, stacked(batches), per_member)
+        self._steps[shape_of(batches[0])] = len(batches)
         return found
 
-    def __call__(self, state: Tree, batch: Batch, per_member: Tree) -> Any:
-        """Do one step of all members."""
-        call = self._program if shape_of(batch) in self._shapes else self.vmapped
-        return call(state, batch, per_member)
+    def run(self, state: Tree, batches: Sequence[Batch], per_member: Tree) -> tuple[Tree, Tree]:
+        """Run a chunk over a block of batches; metrics are a list of ``[T, C]``."""
+        t, parts = 0, []
+        shapes = [shape_of(batch) for batch in batches]
+        while t < len(batches):
+            n = self._steps.get(shapes[t], 0)
+            if n and shapes[t : t + n] == [shapes[t]] * n:
+                state, metrics = self._call(state, self._block(batches, t, n), per_member)
+            else:
+                n = 1
+                state, metrics = self.vmapped(state, batches[t], per_member)
+                metrics = [m.unsqueeze(0) for m in tree_leaves(metrics)]
+            parts.append(metrics)
+            t += n
+        return state, [torch.cat(m) for m in zip(*parts, strict=True)]
+
+    @property
+    def steps(self) -> int:
+        """Steps of a call."""
+        return max(self._steps.values(), default=1)
+
+    def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
+        leaves, metrics = self._program([_owned(x) for x in tree_leaves(state)], batches, per_member)
+        return tree_unflatten(list(leaves), self._form), metrics
+
+    def _block(self, batches: Sequence[Batch], start: int, n: int) -> Batch:
+        """Return n batches as one tree ``[n, B, ...]``; chunks that run over the same block share it."""
+        last, known = self._stacked
+        if last is not batches:
+            known = {}
+            self._stacked = (batches, known)
+        if start not in known:
+            known[start] = stacked(batches[start : start + n])
+        return known[start]
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Return batches of one shape as one tree with a leading axis."""
+    return tree_map(lambda *x: torch.stack(x), *batches)
+
+
+def _owned(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def shape_of(batch: Batch) -> tuple[Any, ...]:
@@ -81,18 +134,19 @@ def shape_of(batch: Batch) -> tuple[Any, ...]:
 
 def _own_code(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with a code object of its own: torch counts recompilations by code object, process-wide."""
+    code = call.__code__.replace(co_name=f"block_{next(_NUMBERS)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, call.__defaults__, call.__closure__)
 
-    def program(state: Tree, batch: Batch, per_member: Tree) -> Any:
-        return call(state, batch, per_member)
 
-    fresh = types.FunctionType(
-        program.__code__.replace(co_name=f"program_{id(call)}"),
-        program.__globals__,
-        program.__name__,
-        program.__defaults__,
-        program.__closure__,
-    )
-    return fresh
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch one thread: what compiled programs are made for, several of them run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class Engine:
         Why it was chosen.
     workers : int
         Chunks that are trained side by side, each in a thread of its own; compiled only.
+    steps : int
+        Steps in one call; compiled only.
     native : bool
         Whether native kernels take part, where they are faster on this machine; compiled only.
     """
@@ -51,11 +53,12 @@ class Engine:
     member_chunk: int
     reason: str = field(default="asked for", compare=False)
     workers: int = 1
+    steps: int = 1
     native: bool = False
 
     def __repr__(self) -> str:
         shown = [f"kind={self.kind!r}", f"member_chunk={self.member_chunk}", f"reason={self.reason!r}"]
-        shown += [f"workers={self.workers}", f"native={self.native}"] * (self.kind == "compiled")
+        shown += [f"workers={self.workers}", f"steps={self.steps}", f"native={self.native}"] * (self.kind == "compiled")
         return f"Engine({', '.join(shown)})"
 
 
@@ -99,7 +102,7 @@ def choose_engine(engine: Engine | str, member_chunk: int | str, members: int, a
         For another word, or a chunk below 1.
     """
     if isinstance(engine, Engine):
-        if engine.member_chunk < 1 or engine.workers < 1 or engine.kind not in KINDS:
+        if engine.member_chunk < 1 or min(engine.workers, engine.steps) < 1 or engine.kind not in KINDS:
             raise ArgumentError(
                 "engine", got=repr(engine), expected="an Engine as result.engine holds it", remedy="leave it at 'auto'"
             )
@@ -155,13 +158,17 @@ def run_steps(
     state : tree, [C, ...]
     metrics : tree, [T, C]
     """
-    if kind != "loop":
+    if isinstance(step, Compiled):
         members = members_of(state)
-        mapped = step if isinstance(step, Compiled) else vmap(step, in_dims=(0, None, 0))
-        if isinstance(step, Compiled) and members < step.members:
-            rows = torch.arange(step.members) % members
-            state, metrics = run_steps(kind, step, take(state, rows), batches, take(per_member, rows), prepare)
-            return take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
+        rows = torch.arange(max(members, step.members)) % members  # a smaller chunk is filled up
+        if members < step.members:
+            state, per_member = take(state, rows), take(per_member, rows)
+        state, metrics = step.run(state, batches, per_member)
+        if members < step.members:
+            state, metrics = take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
+        return state, metrics
+    if kind != "loop":
+        mapped = vmap(step, in_dims=(0, None, 0))
         history = []
         for t, batch in enumerate(batches):
             prepare(t)

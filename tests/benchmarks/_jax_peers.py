@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BATCHES = 16
+BATCHES = 64
 Params = dict[str, Any]
 
 

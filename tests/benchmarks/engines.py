@@ -99,7 +99,7 @@ WORKLOADS = {
     "tfm": Workload(Encoder, (16, 64), 10, 32),
     "cnn": Workload(cnn, (1, 16, 16), 10, 64),
 }
-BATCHES = 16  # in an epoch
+BATCHES = 64  # in an epoch
 
 
 def data(workload: Workload) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ def compare(name: str, members: int, *, with_jax: bool) -> None:
             found["JAX per core"] = peer("jax", [name, max(1, members // CORES), SECONDS], per_core=True)
         for label, engine in chosen.items():
             os.environ["L2PATH_NATIVE"] = "0" if "stock" in label else "1"
-            epochs = 3 + int(SECONDS * rough * (1 if label == "vmap" else 4) / (members * BATCHES))
+            epochs = 4 + int(SECONDS * rough * (1 if label == "vmap" else 4) / (members * BATCHES))
             found[label], seconds, used = ours(name, members, engine, epochs)
             warm[label] = max(warm.get(label, 0.0), seconds)
             chosen[label] = used  # the same chunks in every round

@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from l2path.batches import batch_rows
+from l2path.compiled import one_thread
 from l2path.data import DataStream, blocks
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
@@ -77,8 +79,9 @@ class Driver:
         self.eval_kind = eval_kind
         self.epochs, self.on_epoch = epochs, on_epoch
         self.epoch = 0
-        self.block_length = first_block
+        self.block_length = max(first_block, engine.steps)
         self.running: Running | None = None  # the step at which an error came
+        self.pool: ThreadPoolExecutor | None = None
         self.ahead: dict[int, Future[tuple[TrainState, Metrics]]] = {}  # what workers do in this block, by chunk
         self.select, self.halving = select[0], halving
         self.stopper = Stopper(stopping, select[1], members) if stopping else None
@@ -88,6 +91,13 @@ class Driver:
 
     def run(self, interrupt: Interrupt, progress: Progress) -> bool:
         """Train to the end; return False if an interrupt came first."""
+        try:
+            return self._run(interrupt, progress)
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown()
+
+    def _run(self, interrupt: Interrupt, progress: Progress) -> bool:
         while self.epoch < self.epochs and self.chunks:
             try:
                 finished = self._epoch(interrupt, progress)
@@ -156,20 +166,24 @@ class Driver:
     @contextmanager
     def _side_by_side(self, read: dict[int, list[Batch]]) -> Iterator[None]:
         """Let the workers begin with all chunks of a block, each with one thread of torch's."""
-        if self.engine.workers < 2:
+        if self.engine.kind != "compiled":
             yield
             return
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(self.engine.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(self.engine.workers, initializer=torch.set_num_threads, initargs=(1,))
+        with one_thread():
+            try:
                 for chunk in self.chunks:
                     if id(chunk.group.source) in read:
-                        self.ahead[id(chunk)] = pool.submit(self._alone, chunk, read[id(chunk.group.source)])
+                        self.ahead[id(chunk)] = self.pool.submit(self._alone, chunk, read[id(chunk.group.source)])
                 yield
-        finally:
-            self.ahead.clear()
-            torch.set_num_threads(threads)
+            finally:
+                self._wait_for_workers()
+
+    def _wait_for_workers(self) -> None:
+        """Let nothing run on beside what follows."""
+        futures.wait(self.ahead.values())
+        self.ahead.clear()
 
     def _alone(self, chunk: Chunk, batches: list[Batch]) -> tuple[TrainState, Metrics]:
         """Run a chunk over a block in a thread: the step draws no random numbers that would have to be seeded."""
@@ -182,7 +196,8 @@ class Driver:
         length = len(next(iter(read.values())))
         size = sum(leaf.nbytes for block in read.values() for leaf in tensor_leaves(block)) / max(1, length)
         by_time = length * BLOCK_SECONDS / max(seconds, 1e-4)
-        self.block_length = int(max(1, min(by_time, BLOCK_BYTES / max(1.0, size), 4 * length, 256)))
+        length = int(max(1, min(by_time, BLOCK_BYTES / max(1.0, size), 4 * length, 256)))
+        self.block_length = max(length - length % self.engine.steps, self.engine.steps)
 
     def _whole_block(
         self,
@@ -219,7 +234,7 @@ class Driver:
 
     def _fall_back(self, reason: str) -> None:
         """Go on without the compiled program, or with one member after the other."""
-        self.ahead.clear()
+        self._wait_for_workers()
         if self.engine.kind == "compiled":
             for group in self.groups:
                 group.compiled = None

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
-import torch
-
 import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
@@ -32,7 +30,7 @@ from l2path.path.outcome import Selection
 from l2path.path.result import PathResult, finish
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
 from l2path.path.stopping import EarlyStopping
-from l2path.path.tuning import Job, Steps, compile_as_asked, native_kernels, tune
+from l2path.path.tuning import Job, Steps, compile_as_asked, tune
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
@@ -205,10 +203,9 @@ def train_members(
     if chosen.kind == "vmap" and engine == "auto":
         chosen, programs = tune(chosen, job, resize=settings.member_chunk == "auto")
     elif chosen.kind == "compiled":
-        if not isinstance(engine, Engine):
-            chosen = replace(chosen, workers=torch.get_num_threads(), native=native_kernels(fns[seed].device))
-        resize = not isinstance(engine, Engine) and settings.member_chunk == "auto"
-        chosen, programs = compile_as_asked(chosen, job, resize=resize)
+        asked = not isinstance(engine, Engine)
+        resize = asked and settings.member_chunk == "auto"
+        chosen, programs = compile_as_asked(chosen, job, asked=asked, resize=resize)
     groups: dict[Key, Group] = {}
     chunks = []
     for key in keys:

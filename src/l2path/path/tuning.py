@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from l2path import lowerings
-from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled
+from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, one_thread
 from l2path.data import Source
 from l2path.engine import Engine, Kind, Step, run_steps
 from l2path.errors import ArgumentError
@@ -23,8 +24,10 @@ from l2path.types import Batch, Tree
 
 MEASURED = 3.0  # seconds: a shorter job is not measured
 COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
-SECONDS_PER_OPERATION = 0.04  # that compiling takes, at most, for each operation of a step
+SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
 COMPILE_SECONDS = 6.0  # that it takes for the smallest program
+BLOCK_BYTES = 2**26  # of the batches of one call
+BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
 FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
 
@@ -76,6 +79,17 @@ class Job:
         return float(self.epochs * sum(n * m for n, m in zip(per_epoch, self.groups, strict=True)))
 
     @property
+    def most_steps(self) -> int:
+        """Steps to do in one call: of up to 64 the number that leaves the fewest over at the end of an epoch."""
+        size = sum(x.nbytes for x in tensor_leaves(self.batch))
+        most = max(1, min(64, BLOCK_BYTES // max(1, size)))
+        whole = [s.rows // s.batch_size for s in self.sources if s.rows and s.batch_size]
+        n = min(whole, default=1)
+        if n <= most:
+            return max(1, n)
+        return min(range(most, most // 2, -1), key=lambda t: n % t)
+
+    @property
     def remainders(self) -> list[int]:
         """Rows of the last batches of an epoch that are smaller than the others."""
         return sorted({s.rows % s.batch_size for s in self.sources if s.rows and s.batch_size} - {0})
@@ -99,7 +113,11 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     seconds, engine = vmapped, replace(chosen, reason=f"measured: {said}")
     if looped < FASTER * vmapped:
         seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"measured: {said}")
-    cost = len(job.steps) * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
+    cost = (
+        (1 + len(job.remainders[:2]))
+        * len(job.steps)
+        * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
+    )
     if seconds * job.model_steps < COMPILED * cost:
         return engine, {}
     why = cannot_compile(job)
@@ -107,7 +125,9 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
     try:
         size = compiled_chunk(job) if resize else members
-        wanted = Engine("compiled", size, workers=torch.get_num_threads(), native=native_kernels(job.device))
+        steps = max(1, min(job.most_steps, int(BLOCK_SECONDS / (vmapped * sum(job.groups)))))
+        wanted = Engine("compiled", size, workers=torch.get_num_threads(), steps=steps)
+        wanted = replace(wanted, native=native_kernels(job.device))
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
@@ -119,8 +139,8 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     return replace(found, reason=said), programs
 
 
-def compile_as_asked(engine: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
-    """Return a compiled engine with its programs by module.
+def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
+    """Return a compiled engine with its programs by module; ``asked`` by name, and not with everything settled.
 
     Raises
     ------
@@ -130,6 +150,9 @@ def compile_as_asked(engine: Engine, job: Job, *, resize: bool) -> tuple[Engine,
     why = cannot_compile(job)
     if resize:
         engine = replace(engine, member_chunk=compiled_chunk(job))
+    if asked:
+        engine = replace(engine, workers=torch.get_num_threads(), steps=min(16, job.most_steps))
+        engine = replace(engine, native=native_kernels(job.device))
     try:
         if why is None:
             return compiled(engine, job)
@@ -178,12 +201,18 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     for module, steps in job.steps.items():
         program = Compiled(steps.batched, engine.member_chunk, job.device, engine.native)
         state, extra = job.sample(module, engine.member_chunk)
-        shapes = [job.batch, *(map_tensors(lambda x: x[:rows], job.batch) for rows in job.remainders[:2])]  # noqa: B023
-        for batch in shapes:
-            got, want = program.compile(state, batch, extra), program.vmapped(state, batch, extra)
+        blocks = [[job.batch] * engine.steps]
+        blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders[:2]]  # noqa: B023
+        for block in blocks:
+            with one_thread():
+                got, few = program.compile(state, block, extra), block[:2]
+            want = run_steps("vmap", steps.batched, state, few, extra, lambda _: None)
             dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
-            if not agree(got, want, max(TOLERANCE.get(d, 1e-3) for d in dtypes)):
-                raise ValueError("a compiled step differs from the vmapped one")
+            tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
+            pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]  # noqa: B023
+            pairs += [(got[0], want[0])] if len(few) == len(block) else []
+            if not all(agree(a, b, tolerance) for a, b in pairs):
+                raise ValueError("compiled steps differ from vmapped ones")
         programs[module] = program
     workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
     return replace(engine, workers=max(1, workers)), programs
@@ -192,15 +221,16 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
 def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: int) -> float:
     """Return the seconds that one step of a chunk takes, the best of a few."""
     state, extra = job.sample(module, members)
-    best = math.inf
-    with forked_rng(job.device):
+    best, count = math.inf, step.steps if isinstance(step, Compiled) else 1
+    block = [job.batch] * count
+    with forked_rng(job.device), one_thread() if isinstance(step, Compiled) else nullcontext():
         for _ in range(4):
             _wait(job.device)
             started = time.perf_counter()
-            run_steps(kind, step, state, [job.batch], extra, lambda _: None)
+            run_steps(kind, step, state, block, extra, lambda _: None)
             _wait(job.device)
-            seconds = time.perf_counter() - started
-            if best < math.inf and seconds > 0.25:  # the first one warms up
+            seconds = (time.perf_counter() - started) / count
+            if best < math.inf and seconds * count > 0.25:  # the first one warms up
                 return min(best, seconds)
             best = min(best, seconds)
     return best
