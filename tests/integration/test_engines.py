@@ -90,16 +90,16 @@ def test_members_that_leave_change_nothing_for_the_others(compiled: l2path.PathR
 def test_a_program_that_fails_half_way_is_done_without(
     compiled: l2path.PathResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = Compiled.__call__, 0
+    whole, calls = Compiled.run, 0
 
     def fails(self: Compiled, *args: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > 11:
+        if calls > 5:
             raise RuntimeError("out of luck")
         return whole(self, *args)
 
-    monkeypatch.setattr(Compiled, "__call__", fails)
+    monkeypatch.setattr(Compiled, "run", fails)
     with pytest.warns(l2path.EngineWarning, match="compiled program failed at step .*out of luck.*are right"):
         result = train(engine=compiled.engine)
     assert result.engine.kind == "vmap"
@@ -142,7 +142,7 @@ def test_what_torch_cannot_compile_is_said() -> None:
             out: Tensor = self.layer(x)
             return out
 
-    with pytest.raises(l2path.ArgumentError, match="'compiled', but Unsupported"):
+    with pytest.raises(l2path.ArgumentError, match="'compiled', but .*Call to `torch._dynamo.graph_break"):
         train(module=Odd(), engine="compiled")
 
 

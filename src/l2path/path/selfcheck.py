@@ -188,7 +188,9 @@ MEANINGS = {
 
 def first_line(error: Exception) -> str:
     """Return an error's type and the first line of its message, with its meaning where it is known."""
-    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    text = f"{type(error).__name__}: {said}"
     meaning = next((meaning for part, meaning in MEANINGS.items() if part in text), None)
     return f"{meaning} ({text})" if meaning else text
 
