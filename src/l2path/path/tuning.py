@@ -125,8 +125,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
     try:
         size = compiled_chunk(job) if resize else members
-        steps = max(1, min(job.most_steps, int(BLOCK_SECONDS / (vmapped * sum(job.groups)))))
-        wanted = Engine("compiled", size, workers=torch.get_num_threads(), steps=steps)
+        wanted = Engine("compiled", size, workers=torch.get_num_threads(), steps=_steps(job, vmapped))
         wanted = replace(wanted, native=native_kernels(job.device))
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
@@ -151,7 +150,9 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
     if resize:
         engine = replace(engine, member_chunk=compiled_chunk(job))
     if asked:
-        engine = replace(engine, workers=torch.get_num_threads(), steps=min(16, job.most_steps))
+        first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
+        vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
+        engine = replace(engine, workers=torch.get_num_threads(), steps=_steps(job, vmapped))
         engine = replace(engine, native=native_kernels(job.device))
     try:
         if why is None:
@@ -234,6 +235,11 @@ def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: 
                 return min(best, seconds)
             best = min(best, seconds)
     return best
+
+
+def _steps(job: Job, seconds: float) -> int:
+    """Return how many steps to do in one call, where a vmapped model-step takes so many seconds."""
+    return max(1, min(job.most_steps, int(BLOCK_SECONDS / (seconds * sum(job.groups)))))
 
 
 def _wait(device: torch.device) -> None:
