@@ -142,7 +142,7 @@ def test_what_torch_cannot_compile_is_said() -> None:
             out: Tensor = self.layer(x)
             return out
 
-    with pytest.raises(l2path.ArgumentError, match="'compiled', but .*Call to `torch._dynamo.graph_break"):
+    with pytest.raises(l2path.ArgumentError, match=r"'compiled', but .*Call to `torch._dynamo.graph_break"):
         train(module=Odd(), engine="compiled")
 
 

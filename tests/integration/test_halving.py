@@ -57,7 +57,7 @@ def test_points_leave_where_arithmetic_says(factor: float, least: int, rungs: li
         if n == 12:
             assert_trees_close(result.member(k).params, whole.member(k).params, 1e-10)
     assert np.isnan(result.scores[[n < 12 for n in want]]).all()
-    assert "eliminated" in str(result)
+    assert f"{result.status.count('eliminated')} of {len(result)} members were eliminated early" in str(result)
     left = np.where(np.array(want[: len(GRID)]) == 12, means[-1], np.inf)
     assert result.table.points[result.best.index] == int(left.argmin())
 
@@ -77,6 +77,8 @@ def test_folds_and_seeds_of_a_point_leave_together() -> None:
     np.testing.assert_allclose(cv.cvm[left], whole.cvm[left], rtol=1e-10)
     assert cv.index_min in left
     assert cv.index_1se in left
+    assert str(cv).count("eliminated") == 6 + 1
+    assert "6 of 9 points were eliminated early" in str(cv)
     assert cv.refit("min").members.epochs_trained == (6, 6)
 
 

@@ -31,8 +31,17 @@ def report(cv: CVOutcome) -> Table:
     columns += [(result.select.name, [number(s) for s in cvm]), ("se", [number(s) for s in cvsd])]
     if len(scores) <= SHOWN_FOLDS:
         columns += [(f"fold {f}", [number(s) for s in own]) for f, own in enumerate(scores)]
-    columns.append(("", [", ".join(word for word, p in chosen.items() if p == q) for q in range(n)]))
+    marks = [[word for word, p in chosen.items() if p == q] for q in range(n)]
+    for p in eliminated_points(cv):
+        marks[p].append("eliminated")
+    columns.append(("", [", ".join(words) for words in marks]))
     return Table(columns, tuple(dict.fromkeys(chosen.values())), notes(cv, chosen))
+
+
+def eliminated_points(cv: CVOutcome) -> list[int]:
+    """Return the points that successive halving let go."""
+    table, status = cv.members.table, cv.members.status
+    return sorted({p for p, s in zip(table.points, status, strict=True) if s == "eliminated"})
 
 
 def notes(cv: CVOutcome, chosen: dict[str, int]) -> list[str]:
@@ -63,6 +72,9 @@ def notes(cv: CVOutcome, chosen: dict[str, int]) -> list[str]:
     diverged = result.status.count("diverged")
     if diverged:
         lines.append(f"{diverged} of {len(result)} members diverged: their points have no score.")
+    gone = len(eliminated_points(cv))
+    if gone:
+        lines.append(f"{gone} of {cv.members.table.n_points} points were eliminated early and have no final score.")
     if not result.complete:
         lines.append(f"Incomplete: interrupted after {max(result.epochs_trained)} epochs.")
     return lines

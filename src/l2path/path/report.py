@@ -79,6 +79,9 @@ def notes(result: Outcome, best: int | None) -> list[str]:
         lines.append("No validation data: nothing here says which member to take.")
     else:
         lines.append(f"No member has a finite {result.select.name}.")
+    gone = result.status.count("eliminated")
+    if gone:
+        lines.append(f"{gone} of {len(result)} members were eliminated early: their scores are of fewer epochs.")
     if result.table.lambdas is not None:
         strengths = result.lambdas_by_parameter
         free = [n for n, s in strengths.items() if not bool(s.any())]
