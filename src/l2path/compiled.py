@@ -26,7 +26,6 @@ _NUMBERS = itertools.count()
 OPTIONS: dict[str, dict[str, Any]] = {
     # A C++ wrapper leaves Python while it runs, so that threads work side by side; each of them on one core.
     "cpu": {"cpp_wrapper": True, "cpp.threads": 1},
-    "cuda": {"triton.cudagraphs": True},
 }
 
 

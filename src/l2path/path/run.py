@@ -66,20 +66,18 @@ def check_settings(settings: Settings) -> None:
     check_loss(settings.loss_fn)
     check_optimizer(settings.optimizer)
     check_grad_transform(settings.grad_transform)
-    if settings.early_stopping is not None and not isinstance(settings.early_stopping, EarlyStopping):
-        raise ArgumentError(
-            "early_stopping",
-            got=repr(settings.early_stopping),
-            expected="l2path.EarlyStopping(patience=...), or None",
-            remedy="write early_stopping=l2path.EarlyStopping(patience=5)",
-        )
-    if settings.halving is not None and not isinstance(settings.halving, SuccessiveHalving):
-        raise ArgumentError(
-            "halving",
-            got=repr(settings.halving),
-            expected="l2path.SuccessiveHalving(factor=..., min_epochs=...), or None",
-            remedy="write halving=l2path.SuccessiveHalving(min_epochs=5)",
-        )
+    rules: dict[str, tuple[object, type, str]] = {
+        "early_stopping": (settings.early_stopping, EarlyStopping, "patience"),
+        "halving": (settings.halving, SuccessiveHalving, "min_epochs"),
+    }
+    for argument, (rule, kind, parameter) in rules.items():
+        if rule is not None and not isinstance(rule, kind):
+            raise ArgumentError(
+                argument,
+                got=repr(rule),
+                expected=f"l2path.{kind.__name__}({parameter}=...), or None",
+                remedy=f"write {argument}=l2path.{kind.__name__}({parameter}=5)",
+            )
 
 
 def train_members(

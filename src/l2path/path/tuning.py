@@ -22,6 +22,7 @@ from l2path.path.selfcheck import TOLERANCE, agree, first_line
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Tree
 
+FEW = 100  # steps of a chunk: a job of fewer is not measured, which takes a few of them
 MEASURED = 3.0  # seconds: a shorter job is not measured
 COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
 SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
@@ -100,10 +101,10 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
 
     With ``resize`` a compiled program may be for fewer members than a chunk is for otherwise.
     """
-    if job.model_steps == 0:
-        return chosen, {}
     first = next(iter(job.steps))
     members = min(chosen.member_chunk, max(job.groups))
+    if job.model_steps < FEW * members:
+        return chosen, {}
     started = time.perf_counter()
     vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
     if vmapped * job.model_steps < MEASURED:
@@ -121,11 +122,13 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     if seconds * job.model_steps < COMPILED * cost:
         return engine, {}
     why = cannot_compile(job)
+    if job.device.type != "cpu":
+        why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
     if why:
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
     try:
         size = compiled_chunk(job) if resize else members
-        wanted = Engine("compiled", size, workers=torch.get_num_threads(), steps=_steps(job, vmapped))
+        wanted = Engine("compiled", size, workers=_workers(job), steps=_steps(job, vmapped))
         wanted = replace(wanted, native=native_kernels(job.device))
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
@@ -152,7 +155,7 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
     if asked:
         first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
         vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
-        engine = replace(engine, workers=torch.get_num_threads(), steps=_steps(job, vmapped))
+        engine = replace(engine, workers=_workers(job), steps=_steps(job, vmapped))
         engine = replace(engine, native=native_kernels(job.device))
     try:
         if why is None:
@@ -181,9 +184,14 @@ def cannot_compile(job: Job) -> str | None:
     return None
 
 
+def _workers(job: Job) -> int:
+    """Return how many threads run chunks side by side: on an accelerator they would wait for each other."""
+    return torch.get_num_threads() if job.device.type == "cpu" else 1
+
+
 def compiled_chunk(job: Job) -> int:
     """Return how many members a compiled program is for."""
-    workers = torch.get_num_threads()
+    workers = _workers(job)
     most = max(1, COMPILED_CHUNK_BYTES // max(1, job.live_bytes()))
     size = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
     chunks = math.ceil(max(job.groups) / size)
