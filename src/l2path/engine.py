@@ -160,13 +160,11 @@ def run_steps(
     """
     if isinstance(step, Compiled):
         members = members_of(state)
-        rows = torch.arange(max(members, step.members)) % members  # a smaller chunk is filled up
-        if members < step.members:
-            state, per_member = take(state, rows), take(per_member, rows)
-        state, metrics = step.run(state, batches, per_member)
-        if members < step.members:
-            state, metrics = take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
-        return state, metrics
+        if members >= step.members:
+            return step.run(state, batches, per_member)
+        rows = torch.arange(step.members) % members  # a smaller chunk is filled up
+        state, metrics = step.run(take(state, rows), batches, take(per_member, rows))
+        return take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
     if kind != "loop":
         mapped = vmap(step, in_dims=(0, None, 0))
         history = []

@@ -238,7 +238,7 @@ class Driver:
         if self.engine.kind == "compiled":
             for group in self.groups:
                 group.compiled = None
-            self.engine = replace(self.engine, kind="vmap", workers=1, reason=f"the compiled program failed {reason}")
+            self.engine = Engine("vmap", self.engine.member_chunk, f"the compiled program failed {reason}")
             return
         for group in self.groups:
             group.loop()

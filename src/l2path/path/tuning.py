@@ -128,8 +128,8 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
     try:
         size = compiled_chunk(job) if resize else members
-        wanted = Engine("compiled", size, workers=_workers(job), steps=_steps(job, vmapped))
-        wanted = replace(wanted, native=native_kernels(job.device))
+        native = native_kernels(job.device)
+        wanted = Engine("compiled", size, workers=_workers(job), steps=_steps(job, vmapped), native=native)
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
@@ -150,18 +150,18 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
         If the step cannot be compiled.
     """
     why = cannot_compile(job)
-    if resize:
-        engine = replace(engine, member_chunk=compiled_chunk(job))
-    if asked:
-        first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
-        vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
-        engine = replace(engine, workers=_workers(job), steps=_steps(job, vmapped))
-        engine = replace(engine, native=native_kernels(job.device))
-    try:
-        if why is None:
+    if why is None:
+        if resize:
+            engine = replace(engine, member_chunk=compiled_chunk(job))
+        if asked:
+            first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
+            vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
+            native = native_kernels(job.device)
+            engine = replace(engine, workers=_workers(job), steps=_steps(job, vmapped), native=native)
+        try:
             return compiled(engine, job)
-    except Exception as error:
-        why = first_line(error)
+        except Exception as error:
+            why = first_line(error)
     raise ArgumentError(
         "engine",
         got=f"'compiled', but {why}",
