@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ import l2path
 
 # A partial last batch of 3. With fewer rows the runs turn chaotic: rounding grows to percents in 200 steps.
 ROWS, BATCH = 103, 20
+GRID = l2path.lambda_grid(1e-3, 0.3, 3)
 
 
 def smooth(seed: int = 0) -> nn.Module:
@@ -78,3 +80,13 @@ def handwritten(
         for name, total in sums.items():
             history[name].append(total / len(x))
     return module, history
+
+
+def train(**changes: Any) -> l2path.PathResult:
+    """A short run of a small classifier with validation, with what differs."""
+    settings: dict[str, Any] = {
+        "module": smooth(), "data": classes(), "loss_fn": F.cross_entropy, "lambdas": GRID, "epochs": 3,
+        "optimizer": l2path.sgd(lr=0.05, momentum=0.9), "batch_size": BATCH, "validation": classes(40, 2),
+    }  # fmt: skip
+    settings |= changes
+    return l2path.batch_train(settings.pop("module"), settings.pop("data"), **settings)

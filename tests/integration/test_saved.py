@@ -31,9 +31,8 @@ from l2path.penalty import LambdaAxis, Names
 from l2path.trees import tensor_leaves
 from tests.families import FAMILIES, Family
 from tests.families import train as train_family
-from tests.models import BATCH, classes, noisy, smooth
+from tests.models import BATCH, GRID, classes, noisy, smooth, train
 
-GRID = l2path.lambda_grid(1e-3, 0.3, 3)
 ACCURACY = l2path.Metric(lambda o, t: (o.argmax(1) == t).float().mean(), greater_is_better=True)
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 pytestmark = pytest.mark.filterwarnings("ignore::l2path.L2PathWarning")
@@ -115,15 +114,6 @@ def test_the_comparison_can_fail() -> None:
 
 
 # --- results of every kind --------------------------------------------------------------------------------------------
-
-
-def train(**changes: Any) -> l2path.PathResult:
-    settings: dict[str, Any] = {
-        "module": smooth(), "data": classes(), "loss_fn": F.cross_entropy, "lambdas": GRID, "epochs": 3,
-        "optimizer": l2path.sgd(lr=0.05, momentum=0.9), "batch_size": BATCH, "validation": classes(40, 2),
-    }  # fmt: skip
-    settings |= changes
-    return l2path.batch_train(settings.pop("module"), settings.pop("data"), **settings)
 
 
 def half_frozen() -> nn.Module:

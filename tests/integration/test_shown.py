@@ -17,20 +17,10 @@ from torch.nn import functional as F
 
 import l2path
 from l2path.tables import SHOWN, Table
-from tests.models import BATCH, classes, noisy, smooth
+from tests.models import BATCH, GRID, classes, noisy, smooth, train
 
-GRID = l2path.lambda_grid(1e-3, 0.3, 3)
 ACCURACY = l2path.Metric(lambda o, t: (o.argmax(1) == t).float().mean(), greater_is_better=True)
 pytestmark = pytest.mark.filterwarnings("ignore::l2path.L2PathWarning")
-
-
-def train(**changes: Any) -> l2path.PathResult:
-    settings: dict[str, Any] = {
-        "module": smooth(), "data": classes(), "loss_fn": F.cross_entropy, "lambdas": GRID, "epochs": 3,
-        "optimizer": l2path.sgd(lr=0.05, momentum=0.9), "batch_size": BATCH, "validation": classes(40, 2),
-    }  # fmt: skip
-    settings |= changes
-    return l2path.batch_train(settings.pop("module"), settings.pop("data"), **settings)
 
 
 @cache
