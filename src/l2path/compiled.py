@@ -15,9 +15,9 @@ from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path import lowerings
+from l2path.blocks import Block
 from l2path.functional import vmap
 from l2path.functional.lowered import Lowered
-from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
@@ -65,9 +65,8 @@ class Compiled:
         self._program = torch.compile(_own_code(block), fullgraph=True, dynamic=False, options=options)
         self._form: Any = None  # of a state
         self._steps: dict[tuple[Any, ...], int] = {}  # that a call does, by the shape of a batch
-        self._stacked: tuple[Any, dict[int, Batch]] = (None, {})
 
-    def compile(self, state: Tree, batches: Sequence[Batch], per_member: Tree) -> tuple[Tree, Tree]:
+    def compile(self, state: Tree, block: Block, per_member: Tree) -> tuple[Tree, Tree]:
         """Compile for as many batches like these, and return what the program returns.
 
         Raises
@@ -77,21 +76,21 @@ class Compiled:
         """
         self._form = tree_structure(state)
         with _without_noise():
-            found = self._call(state, stacked(batches), per_member)
-        self._steps[shape_of(batches[0])] = len(batches)
+            found = self._call(state, block.stacked(0, len(block)), per_member)
+        self._steps[block.shapes[0]] = len(block)
         return found
 
-    def run(self, state: Tree, batches: Sequence[Batch], per_member: Tree) -> tuple[Tree, Tree]:
+    def run(self, state: Tree, block: Block, per_member: Tree) -> tuple[Tree, Tree]:
         """Run a chunk over a block of batches; metrics are a list of ``[T, C]``."""
         t, parts = 0, []
-        shapes = [shape_of(batch) for batch in batches]
-        while t < len(batches):
+        shapes = block.shapes
+        while t < len(block):
             n = self._steps.get(shapes[t], 0)
             if n and shapes[t : t + n] == [shapes[t]] * n:
-                state, metrics = self._call(state, self._block(batches, t, n), per_member)
+                state, metrics = self._call(state, block.stacked(t, n), per_member)
             else:
                 n = 1
-                state, metrics = self.vmapped(state, batches[t], per_member)
+                state, metrics = self.vmapped(state, block.batches[t], per_member)
                 metrics = [m.unsqueeze(0) for m in tree_leaves(metrics)]
             parts.append(metrics)
             t += n
@@ -106,29 +105,9 @@ class Compiled:
         leaves, metrics = self._program([_owned(x) for x in tree_leaves(state)], batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
 
-    def _block(self, batches: Sequence[Batch], start: int, n: int) -> Batch:
-        """Return n batches as one tree ``[n, B, ...]``; chunks that run over the same block share it."""
-        last, known = self._stacked
-        if last is not batches:
-            known = {}
-            self._stacked = (batches, known)
-        if start not in known:
-            known[start] = stacked(batches[start : start + n])
-        return known[start]
-
-
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Return batches of one shape as one tree with a leading axis."""
-    return tree_map(lambda *x: torch.stack(x), *batches)
-
 
 def _owned(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
-
-
-def shape_of(batch: Batch) -> tuple[Any, ...]:
-    """Return what a compiled program depends on of a batch."""
-    return tuple((tuple(x.shape), x.dtype, x.stride()) for x in tensor_leaves(batch))
 
 
 def _own_code(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +19,7 @@ from torch.utils.data import (
 )
 
 from l2path.batches import BatchCheck, check_nan
+from l2path.blocks import Block, Run, blocks
 from l2path.errors import ArgumentError
 from l2path.order import data_order, epoch_seed
 from l2path.trees import tensor_leaves, tree_map
@@ -51,6 +51,12 @@ class Source(Protocol):
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
 
+    def blocks(self, epoch: int, length: Callable[[], int]) -> Iterator[Block]:
+        """Yield the same in blocks of up to ``length()`` batches, asked anew for each block.
+
+        What is drawn on the way does not depend on how many batches are read ahead.
+        """
+
 
 class RowSource:
     """Rows that can be picked by index: a tree of tensors, or a map-style Dataset.
@@ -63,24 +69,53 @@ class RowSource:
         ``batch_size`` is cut to ``rows``.
     seed : int or None
         Of :func:`data_order`; None keeps the rows in order.
+    in_memory : bool
+        Whether ``pick`` takes rows from tensors, so that those of several batches can be picked at once.
     """
 
-    def __init__(self, pick: Callable[[Tensor], Batch], rows: int, batch_size: int, seed: int | None) -> None:
+    def __init__(
+        self, pick: Callable[[Tensor], Batch], rows: int, batch_size: int, seed: int | None, *, in_memory: bool = False
+    ) -> None:
         self.pick, self.rows, self.batch_size, self.seed = pick, rows, min(batch_size, rows), seed
+        self.in_memory = in_memory
 
     def with_seed(self, seed: int) -> RowSource:
         """Return the same rows in another seed's order."""
-        return RowSource(self.pick, self.rows, self.batch_size, seed)
+        return RowSource(self.pick, self.rows, self.batch_size, seed, in_memory=self.in_memory)
 
     def with_batch_size(self, batch_size: int) -> RowSource:
         """Return the same rows in batches of another size."""
-        return RowSource(self.pick, self.rows, batch_size, self.seed)
+        return RowSource(self.pick, self.rows, batch_size, self.seed, in_memory=self.in_memory)
+
+    def with_pick(self, pick: Callable[[Tensor], Batch], rows: int, batch_size: int) -> RowSource:
+        """Return other rows, picked in the same way, in order."""
+        return RowSource(pick, rows, batch_size, None, in_memory=self.in_memory)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        order = torch.arange(self.rows) if self.seed is None else data_order(self.rows, self.seed, epoch)
+        order = self._order(epoch)
         for start in range(0, self.rows, self.batch_size):
             yield self.pick(order[start : start + self.batch_size])
+
+    def blocks(self, epoch: int, length: Callable[[], int]) -> Iterator[Block]:
+        """Yield the same in blocks; rows in memory are picked for a whole block at once."""
+        if not self.in_memory:
+            yield from blocks(DataStream(self, epoch), length)
+            return
+        order, size, start = self._order(epoch), self.batch_size, 0
+        while start < self.rows:
+            index = order[start : start + length() * size]
+            start += len(index)
+            runs, whole = [], len(index) // size
+            if whole:
+                picked = self.pick(index[: whole * size])
+                runs.append(Run(tree_map(lambda x: x.unflatten(0, (whole, size)), picked), whole))  # noqa: B023
+            if whole * size < len(index):
+                runs.append(Run(tree_map(lambda x: x.unsqueeze(0), self.pick(index[whole * size :])), 1))
+            yield Block(runs=runs)
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.arange(self.rows) if self.seed is None else data_order(self.rows, self.seed, epoch)
 
 
 class StreamSource:
@@ -94,6 +129,10 @@ class StreamSource:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         yield from self.loader
+
+    def blocks(self, epoch: int, length: Callable[[], int]) -> Iterator[Block]:
+        """Yield the same in blocks."""
+        return blocks(DataStream(self, epoch), length)
 
 
 def make_source(
@@ -185,7 +224,7 @@ def make_source(
             return tree_map(torch.clone, tensors)
         return tree_map(lambda x: x.index_select(0, index.to(x.device)), tensors)
 
-    return RowSource(pick, rows, batch_size or rows, seed)
+    return RowSource(pick, rows, batch_size or rows, seed, in_memory=True)
 
 
 def _loader_rows(loader: DataLoader[Any]) -> tuple[int | None, int | None]:
@@ -270,9 +309,3 @@ class DataStream:
         finally:
             self.state = torch.default_generator.get_state()
             torch.default_generator.set_state(outer)
-
-
-def blocks(batches: Iterator[Batch], length: Callable[[], int]) -> Iterator[list[Batch]]:
-    """Yield lists of up to ``length()`` batches, asked anew for each block."""
-    while block := list(itertools.islice(batches, length())):
-        yield block

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from l2path.blocks import Block
 from l2path.compiled import Compiled
 from l2path.errors import ArgumentError
 from l2path.functional import at_grad_level, vmap
@@ -134,7 +135,7 @@ def run_steps(
     kind: Kind,
     step: Step | Compiled,
     state: Tree,
-    batches: Sequence[Batch],
+    block: Block,
     per_member: Tree,
     prepare: Callable[[int], None],
 ) -> tuple[Tree, Tree]:
@@ -148,8 +149,8 @@ def run_steps(
         Of one member; of all of them for "compiled".
     state, per_member : tree of tensors, [C, ...]
         Of the chunk; not changed.
-    batches : sequence of T batches
-        Shared by all members.
+    block : Block
+        T batches, shared by all members.
     prepare : callable
         Called with t before step t (it seeds the random masks).
 
@@ -161,14 +162,14 @@ def run_steps(
     if isinstance(step, Compiled):
         members = members_of(state)
         if members >= step.members:
-            return step.run(state, batches, per_member)
+            return step.run(state, block, per_member)
         rows = torch.arange(step.members) % members  # a smaller chunk is filled up
-        state, metrics = step.run(take(state, rows), batches, take(per_member, rows))
+        state, metrics = step.run(take(state, rows), block, take(per_member, rows))
         return take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
     if kind != "loop":
         mapped = vmap(step, in_dims=(0, None, 0))
         history = []
-        for t, batch in enumerate(batches):
+        for t, batch in enumerate(block.batches):
             prepare(t)
             state, metrics = mapped(state, batch, per_member)
             history.append(metrics)
@@ -177,7 +178,7 @@ def run_steps(
     for c in range(members_of(state)):
         one, extra = take(state, c), take(per_member, c)
         history = []
-        for t, batch in enumerate(batches):
+        for t, batch in enumerate(block.batches):
             prepare(t)
             one, metrics = step(one, batch, extra)
             history.append(metrics)

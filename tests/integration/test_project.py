@@ -28,6 +28,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"engine"}),
     frozenset({"compiled"}),
     frozenset({"data"}),
+    frozenset({"blocks"}),
     frozenset({"batches"}),
     frozenset({"files", "progress"}),
     frozenset({"training"}),

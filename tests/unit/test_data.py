@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from l2path import ArgumentError, L2PathError, data_order, step_seed
 from l2path.batches import batch_rows, check_nan
-from l2path.data import Place, RowSource, Source, StreamSource, blocks, make_source
+from l2path.blocks import Block, Run, blocks
+from l2path.data import Place, RowSource, Source, StreamSource, make_source
 from l2path.order import epoch_seed
 from tests.helpers import assert_trees_close
 
@@ -354,13 +355,47 @@ def test_rows_of_a_batch() -> None:
 
 def test_blocks_ask_for_their_length_each_time() -> None:
     lengths = iter([2, 1, 5, 1])
-    assert list(blocks(iter(range(6)), lambda: next(lengths))) == [[0, 1], [2], [3, 4, 5]]
+    assert [b.batches for b in blocks(iter(range(6)), lambda: next(lengths))] == [[0, 1], [2], [3, 4, 5]]
 
 
 def test_blocks_read_no_further_than_they_need() -> None:
     batches = iter(range(5))
     made = blocks(batches, lambda: 2)
-    assert next(made) == [0, 1]
+    assert next(made).batches == [0, 1]
     assert next(batches) == 2
-    assert list(made) == [[3, 4]]
+    assert [b.batches for b in made] == [[3, 4]]
     assert list(blocks(iter(()), lambda: 2)) == []
+
+
+def test_blocks_of_rows_in_memory_hold_the_batches_of_the_epoch() -> None:
+    x = torch.randn(23, 3)
+    source = make_source((x, {"y": torch.arange(23)}), argument="data", batch_size=4, seed=3, place=CPU)
+    lengths = iter([1, 3, 2])
+    found = list(source.blocks(1, lambda: next(lengths)))
+    assert [len(block) for block in found] == [1, 3, 2]
+    assert [block.rows for block in found] == [[4], [4] * 3, [4, 3]]
+    assert [block.nbytes for block in found] == [4 * 20, 12 * 20, 7 * 20]
+    batches = [batch for block in found for batch in block.batches]
+    assert_trees_close(batches, list(source.epoch(1)), rtol=0.0)
+    order = data_order(23, 3, 1)
+    assert_trees_close(found[1].stacked(1, 2), (x[order[8:16]].unflatten(0, (2, 4)), {"y": order[8:16].view(2, 4)}))
+
+
+def test_batches_begin_in_memory_where_an_allocation_does() -> None:
+    whole = torch.arange(7.0 * 5 * 3).reshape(7, 5, 3)  # batches of 60 bytes
+    block = Block(runs=[Run((whole,), 7)])
+    for batch, expected in zip(block.batches, whole, strict=True):
+        assert batch[0].data_ptr() % 64 == 0
+        assert torch.equal(batch[0], expected)
+    assert block.stacked(2, 3)[0].data_ptr() % 64 == 0
+    assert block.stacked(2, 3) is block.stacked(2, 3)
+    assert torch.equal(block.stacked(2, 3)[0], whole[2:5])
+    assert block.shapes == [(((5, 3), torch.float32, (3, 1)),)] * 7
+
+
+def test_a_block_stacks_batches_across_runs_and_from_a_list() -> None:
+    parts = [torch.full((2, 1), float(i)) for i in range(4)]
+    runs = Block(runs=[Run(torch.stack(parts[:2]), 2), Run(torch.stack(parts[2:]), 2)])
+    assert torch.equal(runs.stacked(1, 2), torch.stack(parts[1:3]))
+    assert torch.equal(Block(parts).stacked(1, 2), torch.stack(parts[1:3]))
+    assert torch.equal(runs[3].batches[0], parts[3])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l2path import ArgumentError, Engine
+from l2path.blocks import Block
 from l2path.engine import (
     auto_chunk,
     choose_engine,
@@ -39,7 +40,7 @@ def step(s: State, batch: Tensor, extra: dict[str, Tensor]) -> tuple[State, dict
     return State(s.w - extra["lr"] * batch, s.step + 1), {"loss": loss, "lr": extra["lr"]}
 
 
-BATCHES = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])]
+BATCHES = Block([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])])
 EXTRA = {"lr": torch.tensor([1.0, 0.5, 0.0])}
 
 
@@ -61,7 +62,7 @@ def test_steps_on_batches_that_are_trees(kind: Literal["vmap", "loop"]) -> None:
     def two(s: State, batch: tuple[dict[str, Tensor], Tensor], extra: dict[str, Tensor]) -> tuple[State, Tensor]:
         return step(s, batch[0]["x"], extra)[0], batch[1]
 
-    batches = [({"x": x}, x.sum()) for x in BATCHES]
+    batches = Block([({"x": x}, x.sum()) for x in BATCHES.batches])
     after, metrics = run_steps(kind, two, state(), batches, EXTRA, lambda t: None)
     assert_trees_close(after, run_steps("loop", step, state(), BATCHES, EXTRA, lambda t: None)[0], rtol=0.0)
     assert metrics.tolist() == [[1.0] * 3, [2.0] * 3]
@@ -96,7 +97,7 @@ def test_members_are_mapped(kind: Literal["vmap", "vjp", "loop"]) -> None:
     def function(s: Any, b: Any) -> Any:
         return {"sum": (s[1]["v"] * b).sum() / 2, "w": s[0]["w"]}
 
-    found = map_members(kind, function, parts, BATCHES[1], lambda: None)
+    found = map_members(kind, function, parts, BATCHES.batches[1], lambda: None)
     assert found["sum"].tolist() == [2.0, 6.0, 10.0]
     assert torch.equal(found["w"], state().w)
 

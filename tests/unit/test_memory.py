@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import l2path
+from l2path.blocks import Block
 from l2path.engine import repeat, run_steps
 from l2path.functional import coarsest_dtype, functionalize, grad_with_torch_func
 from l2path.losses import data_loss
@@ -97,7 +98,7 @@ def test_a_chunk_takes_what_its_members_were_estimated_to_take(name: str) -> Non
 
     for members in (4, 16):
         state = repeat((fn.params, fn.buffers), members)
-        taken = peak_bytes(lambda: run_steps("vmap", step, state, [batch], (), lambda t: None))  # noqa: B023
+        taken = peak_bytes(lambda: run_steps("vmap", step, state, Block([batch]), (), lambda t: None))  # noqa: B023
         assert 0.5 < taken / (members * estimate) < 2.0
 
 

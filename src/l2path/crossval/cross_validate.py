@@ -161,12 +161,12 @@ def cross_validate(
             if preprocess is not None:
                 _, done = preprocessed(preprocess, inputs, targets, train, place)
                 pick = partial(rows_of, (done, targets))
-            own = RowSource(partial(picked, pick, train), len(train), rows.batch_size, None)
+            own = rows.with_pick(partial(picked, pick, train), len(train), rows.batch_size)
             sources.update({(number, s): own.with_seed(s) if shuffle else own for s in dict.fromkeys(table.seeds)})
-            held_out = RowSource(partial(picked, pick, test), len(test), len(test), None)
+            held_out = rows.with_pick(partial(picked, pick, test), len(test), len(test))
             validations[number] = Validation(held_out, loss_fn, checked)
             if early_stopping is not None:
-                source = RowSource(partial(picked, pick, watched), len(watched), len(watched), None)
+                source = rows.with_pick(partial(picked, pick, watched), len(watched), len(watched))
                 monitors[number] = Validation(source, loss_fn, checked)
         selection = selection_of(select, metrics or {}, checked, validations[0])
         trained = train_members(fns, table, sources, validations, selection, settings, monitors or None)
@@ -217,7 +217,7 @@ def whole(
             inputs, targets = sides(data, rows, settings.loss_fn)
             transform, done = preprocessed(preprocess, inputs, targets, torch.arange(rows.rows), place)
             pick = partial(rows_of, (done, targets))
-        every = RowSource(pick, rows.rows, rows.batch_size, None)
+        every = rows.with_pick(pick, rows.rows, rows.batch_size)
         sources: dict[Key, Source] = {(0, s): every.with_seed(s) if shuffle else every for s in seeds}
         own = {s: fns[s] for s in seeds}
         if settings.early_stopping is not None:  # there are no rows left to look at

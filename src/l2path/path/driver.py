@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.batches import batch_rows
+from l2path.blocks import Block
 from l2path.compiled import one_thread
-from l2path.data import DataStream, blocks
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
@@ -35,7 +34,7 @@ from l2path.path.stopping import EarlyStopping, Stopper
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState, averaged_params
 from l2path.trees import tensor_leaves, tree_map
-from l2path.types import Batch, Lambdas
+from l2path.types import Lambdas
 
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
 BLOCK_BYTES = 2**28  # buffered batches stay below this
@@ -124,8 +123,8 @@ class Driver:
                         if id(chunk.group.source) in read:
                             self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
                 for group in self.groups:
-                    done = read.get(id(group.source), [])
-                    group.step, group.rows = group.step + len(done), group.rows + sum(batch_rows(b) for b in done)
+                    if done := read.get(id(group.source)):
+                        group.step, group.rows = group.step + len(done), group.rows + sum(done.rows)
                 self._adapt(time.monotonic() - started, read)
                 total = self.groups[0].source.rows
                 progress.show(self.epoch + (self.groups[0].rows / total if total else 0.5), self._note())
@@ -153,18 +152,17 @@ class Driver:
             progress.show(self.epoch, self._note())
         return not cut
 
-    def _read(self) -> Iterator[dict[int, list[Batch]]]:
+    def _read(self) -> Iterator[dict[int, Block]]:
         """Yield blocks of batches by source, all sources at the same step."""
-        iterators: dict[int, Iterator[list[Batch]]] = {}
+        iterators: dict[int, Iterator[Block]] = {}
         for group in self.groups:
             if id(group.source) not in iterators:
-                stream = DataStream(group.source, self.epoch)
-                iterators[id(group.source)] = blocks(stream, lambda: self.block_length)
+                iterators[id(group.source)] = group.source.blocks(self.epoch, lambda: self.block_length)
         while found := {k: block for k, it in iterators.items() if (block := next(it, None)) is not None}:
             yield found
 
     @contextmanager
-    def _side_by_side(self, read: dict[int, list[Batch]]) -> Iterator[None]:
+    def _side_by_side(self, read: dict[int, Block]) -> Iterator[None]:
         """Let the workers begin with all chunks of a block, each with one thread of torch's."""
         if self.engine.kind != "compiled":
             yield
@@ -185,16 +183,16 @@ class Driver:
         futures.wait(self.ahead.values())
         self.ahead.clear()
 
-    def _alone(self, chunk: Chunk, batches: list[Batch]) -> tuple[TrainState, Metrics]:
+    def _alone(self, chunk: Chunk, block: Block) -> tuple[TrainState, Metrics]:
         """Run a chunk over a block in a thread: the step draws no random numbers that would have to be seeded."""
         group = chunk.group
-        result = run_steps(self.engine.kind, group.call, chunk.state, batches, chunk.strengths, lambda _: None)
+        result = run_steps(self.engine.kind, group.call, chunk.state, block, chunk.strengths, lambda _: None)
         return TrainState(*result[0]), Metrics(*result[1])
 
-    def _adapt(self, seconds: float, read: dict[int, list[Batch]]) -> None:
+    def _adapt(self, seconds: float, read: dict[int, Block]) -> None:
         """Choose the length of the next block; no result depends on it."""
         length = len(next(iter(read.values())))
-        size = sum(leaf.nbytes for block in read.values() for leaf in tensor_leaves(block)) / max(1, length)
+        size = sum(block.nbytes for block in read.values()) / max(1, length)
         by_time = length * BLOCK_SECONDS / max(seconds, 1e-4)
         length = int(max(1, min(by_time, BLOCK_BYTES / max(1.0, size), 4 * length, 256)))
         self.block_length = max(length - length % self.engine.steps, self.engine.steps)
@@ -202,7 +200,7 @@ class Driver:
     def _whole_block(
         self,
         chunk: Chunk,
-        batches: list[Batch],
+        block: Block,
         sums: np.ndarray[Any, np.dtype[np.float64]],
         interrupt: Interrupt,
     ) -> None:
@@ -212,20 +210,20 @@ class Driver:
         """
         before = sums.copy()
         try:
-            self._block(chunk, batches, sums)
+            self._block(chunk, block, sums)
         except KeyboardInterrupt:
             if interrupt.asked:
                 raise
             interrupt.asked = True
             sums[:] = before
-            self._whole_block(chunk, batches, sums, interrupt)
+            self._whole_block(chunk, block, sums, interrupt)
         except Exception as error:
             if chunk.group.loop_step is None and chunk.group.compiled is None:
                 raise
             step = self.running.step if self.running else chunk.group.step
             self._fall_back(f"at step {step}: {first_line(error)}")
             sums[:] = before
-            self._whole_block(chunk, batches, sums, interrupt)  # an error that is not vmap's comes again
+            self._whole_block(chunk, block, sums, interrupt)  # an error that is not vmap's comes again
             told = f"{self.engine.reason}; the steps before are right"
             if self.engine.kind == "loop":
                 warn_looped(told, stacklevel=6)
@@ -245,46 +243,48 @@ class Driver:
         self.engine = replace(self.engine, kind="loop", reason=f"vmap failed {reason}")
         self.eval_kind = "loop"
 
-    def _block(self, chunk: Chunk, batches: list[Batch], sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    def _block(self, chunk: Chunk, block: Block, sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
         begun = self.ahead.pop(id(chunk), None)
-        state, metrics = begun.result() if begun else self._steps(chunk, chunk.state, batches, chunk.strengths)
+        state, metrics = begun.result() if begun else self._steps(chunk, chunk.state, block, chunk.strengths)
         good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
         values = torch.stack([m.double().cpu() for m in metrics]).numpy()  # [3, T, C]
         with np.errstate(over="ignore", invalid="ignore"):  # of members on their way out
-            for t, batch in enumerate(batches):  # step by step, so that no digit depends on the length of the block
-                sums[:, chunk.members] += batch_rows(batch) * values[:, t]
+            # Step by step, as cumsum goes: no digit depends on the length of the block.
+            weighted = np.array(block.rows)[:, None] * values
+            start = sums[:, None, chunk.members]
+            sums[:, chunk.members] = np.concatenate([start, weighted], axis=1).cumsum(axis=1)[:, -1]
         if bool(good.all()):
             chunk.state = state
             return
-        self._park_diverged(chunk, (~good).nonzero().flatten(), batches)
+        self._park_diverged(chunk, (~good).nonzero().flatten(), block)
         chunk.state = state
         self._shrink(chunk, good)
 
     def _steps(
-        self, chunk: Chunk, state: TrainState, batches: list[Batch], strengths: Lambdas, offset: int = 0
+        self, chunk: Chunk, state: TrainState, block: Block, strengths: Lambdas, offset: int = 0
     ) -> tuple[TrainState, Metrics]:
         # Masks are a function of (seed, step) alone.
         seed, device = chunk.group.seed, chunk.group.fn.device
 
         def prepare(t: int) -> None:
             step = chunk.group.step + offset + t
-            self.running = Running(chunk, step, batches[t])
+            self.running = Running(chunk, step, block.batches[t])
             torch.clear_autocast_cache()  # of weights that were there for one step only
             seed_generators(device, step_seed(seed, step))
 
-        result = run_steps(self.engine.kind, chunk.group.call, state, batches, strengths, prepare)
+        result = run_steps(self.engine.kind, chunk.group.call, state, block, strengths, prepare)
         self.running = None
         return TrainState(*result[0]), Metrics(*result[1])
 
-    def _park_diverged(self, chunk: Chunk, rows: Tensor, batches: list[Batch]) -> None:
+    def _park_diverged(self, chunk: Chunk, rows: Tensor, block: Block) -> None:
         """Repeat the block step by step for diverged members, to find their last finite state."""
         state, strengths = take(chunk.state, rows), take(chunk.strengths, rows)
         members = [chunk.members[c] for c in rows.tolist()]
-        for t, batch in enumerate(batches):
-            new, metrics = self._steps(chunk, state, [batch], strengths, offset=t)
+        for t in range(len(block)):
+            new, metrics = self._steps(chunk, state, block[t], strengths, offset=t)
             good = finite_members(new.params) & torch.isfinite(metrics.loss[0])
-            if t == len(batches) - 1:  # repeated in a smaller group a member may differ by rounding
+            if t == len(block) - 1:  # repeated in a smaller group a member may differ by rounding
                 good = torch.zeros_like(good)
             for c in (~good).nonzero().flatten().tolist():
                 k = members[c]

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from l2path.blocks import Block
 from l2path.engine import Engine
 from l2path.errors import ArgumentError
 from l2path.files import refusal
@@ -224,6 +225,10 @@ class _Nothing:
     rows = batch_size = seed = None
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Say that there are none."""
+        _gone()
+
+    def blocks(self, epoch: int, length: Callable[[], int]) -> Iterator[Block]:
         """Say that there are none."""
         _gone()
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from l2path.blocks import Block
 from l2path.engine import EvalKind, map_members, repeat, run_steps
 from l2path.errors import EngineWarning
 from l2path.functional import (
@@ -135,7 +136,7 @@ def _one_step(
     def prepare(t: int) -> None:
         seed_generators(fn.device, step_seed(seed, t))
 
-    return run_steps(kind, one, two_members(fn), [batch], (), prepare)
+    return run_steps(kind, one, two_members(fn), Block([batch]), (), prepare)
 
 
 def _attempt(

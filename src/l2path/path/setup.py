@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from l2path.blocks import Block, blocks
 from l2path.data import DataStream, Place, RowSource, Source, make_source
 from l2path.errors import ArgumentError, nearest
 from l2path.functional import (
@@ -42,6 +43,7 @@ class Peeked:
 
     def __init__(self, source: Source) -> None:
         self.source, self.rows, self.batch_size, self.seed = source, source.rows, source.batch_size, source.seed
+        self.again = isinstance(source, RowSource) and source.in_memory  # reading once more costs nothing
         self.stream: DataStream | None = DataStream(source, 0)
         self.first = next(self.stream, None)
         if self.first is None:
@@ -56,6 +58,13 @@ class Peeked:
         self.stream = self.first = None
         yield first
         yield from stream  # with a generator state of its own
+
+    def blocks(self, epoch: int, length: Callable[[], int]) -> Iterator[Block]:
+        """Yield the same in blocks."""
+        if epoch > 0 or self.stream is None or self.again:
+            self.stream = self.first = None
+            return self.source.blocks(epoch, length)
+        return blocks(DataStream(self, epoch), length)
 
 
 def start_state(fn: Functional, optimizer: Optimizer, grad_transform: GradTransform | None) -> TrainState:

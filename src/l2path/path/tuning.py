@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from l2path import lowerings
+from l2path.blocks import Block
 from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, one_thread
 from l2path.data import Source
 from l2path.engine import Engine, Kind, Step, run_steps
@@ -212,9 +213,9 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         state, extra = job.sample(module, engine.member_chunk)
         blocks = [[job.batch] * engine.steps]
         blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders[:2]]  # noqa: B023
-        for block in blocks:
+        for block in map(Block, blocks):
             with one_thread():
-                got, few = program.compile(state, block, extra), block[:2]
+                got, few = program.compile(state, block, extra), Block(block.batches[:2])
             want = run_steps("vmap", steps.batched, state, few, extra, lambda _: None)
             dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
             tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
@@ -231,7 +232,7 @@ def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: 
     """Return the seconds that one step of a chunk takes, the best of a few."""
     state, extra = job.sample(module, members)
     best, count = math.inf, step.steps if isinstance(step, Compiled) else 1
-    block = [job.batch] * count
+    block = Block([job.batch] * count)
     with forked_rng(job.device), one_thread() if isinstance(step, Compiled) else nullcontext():
         for _ in range(4):
             _wait(job.device)
@@ -260,7 +261,7 @@ def _operations(job: Job, module: int) -> int:
     state, extra = job.sample(module, 2)
 
     def step() -> Any:
-        return run_steps("vmap", job.steps[module].batched, state, [job.batch], extra, lambda _: None)
+        return run_steps("vmap", job.steps[module].batched, state, Block([job.batch]), extra, lambda _: None)
 
     with forked_rng(job.device):
         return operations(step)
