@@ -6,18 +6,22 @@ import itertools
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Lets a loop's body have side effects that end within it; private, and pinned by the tests of compiled dropout.
+from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path import lowerings
 from l2path.blocks import Block
-from l2path.functional import vmap
+from l2path.functional import Given, vmap
 from l2path.functional.lowered import Lowered
+from l2path.lowerings.randomness import without_random_numbers
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
@@ -43,25 +47,36 @@ class Compiled:
     device : torch.device
     native : bool
         Use native kernels where they are built and faster; see :mod:`l2path.lowerings`.
+    noisy : bool
+        Whether batches are pairs ``(batch, noise)``, where the step is given the random numbers that it draws.
     """
 
     def __init__(
-        self, step: Callable[[Tree, Batch, Tree], Any], members: int, device: torch.device, native: bool
+        self,
+        step: Callable[[Tree, Batch, Tree], Any],
+        members: int,
+        device: torch.device,
+        native: bool,
+        *,
+        noisy: bool = False,
     ) -> None:
         self.members = members
-        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(step, in_dims=(0, None, 0))
+        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(given(step) if noisy else step, in_dims=(0, None, 0))
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
             def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-                state, metrics = self.vmapped(tree_unflatten(list(carry), self._form), batch, per_member)
+                parts = tree_unflatten(list(carry), self._form), batch, per_member
+                # Random numbers are handed out by a mode that counts them, which is a side effect in a loop.
+                state, metrics = unchecked(self.vmapped, *parts) if noisy else self.vmapped(*parts)
                 # A loop wants results that share no memory with what it was given.
                 return [_owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
 
-            with Lowered():
+            with nullcontext() if noisy else Lowered():
                 found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
             return found
 
-        options = OPTIONS.get(device.type, {}) | (lowerings.compile_options() if native else {})
+        options = OPTIONS.get(device.type, {}) | without_random_numbers()
+        options |= lowerings.compile_options() if native else {}
         self._program = torch.compile(_own_code(block), fullgraph=True, dynamic=False, options=options)
         self._form: Any = None  # of a state
         self._steps: dict[tuple[Any, ...], int] = {}  # that a call does, by the shape of a batch
@@ -104,6 +119,20 @@ class Compiled:
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
         leaves, metrics = self._program([_owned(x) for x in tree_leaves(state)], batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
+
+
+def given(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tree], Any]:
+    """Return a step on ``(batch, noise)``, which draws nothing itself; see :class:`l2path.functional.noise.Given`."""
+
+    def run(state: Tree, batch: Batch, per_member: Tree) -> Any:
+        own, noise = batch
+        mode = Given(noise)
+        with mode:
+            found = step(state, own, per_member)
+        mode.finish()
+        return found
+
+    return run
 
 
 def _owned(x: Tensor) -> Tensor:

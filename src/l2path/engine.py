@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -274,9 +275,11 @@ def repeat(tree: Tree, members: int) -> Tree:
 
 def finite_members(tree: Tree) -> Tensor:
     """Return ``[C]`` booleans: whether every floating number of each member is finite."""
-    flags = [
-        torch.isfinite(leaf).reshape(leaf.shape[0], math.prod(leaf.shape[1:])).all(1)
-        for leaf in tensor_leaves(tree)
-        if leaf.is_floating_point() or leaf.is_complex()
-    ]
+    flags = [_finite(x) for x in tensor_leaves(tree) if x.is_floating_point() or x.is_complex()]
     return torch.stack(flags).all(0) if flags else torch.ones(members_of(tree), dtype=torch.bool)
+
+
+def _finite(x: Tensor) -> Tensor:
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):  # NumPy has less to do before it starts
+        return torch.from_numpy(np.isfinite(x.detach().numpy()).reshape(len(x), math.prod(x.shape[1:])).all(1))
+    return torch.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])).all(1)

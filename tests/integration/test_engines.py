@@ -16,7 +16,7 @@ from l2path.compiled import Compiled
 from l2path.engine import Engine
 from l2path.path import tuning
 from tests.helpers import assert_trees_close
-from tests.models import classes, noisy
+from tests.models import classes
 
 RTOL = 1e-10
 TRAIN, VAL = classes(50, seed=1), classes(40, seed=2)
@@ -126,9 +126,95 @@ def test_folds_share_one_program(two_threads: None, monkeypatch: pytest.MonkeyPa
     assert_trees_close(cv.members.params, other.members.params, RTOL)
 
 
-def test_random_steps_are_not_compiled() -> None:
-    with pytest.raises(l2path.ArgumentError, match="'compiled', but a step draws random numbers"):
-        train(module=noisy(), engine="compiled")
+class Noisy(nn.Module):
+    """Masks of all kinds, drawn by layers and by functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.single, self.channels, self.alpha = nn.Dropout(0.3), nn.Dropout1d(0.2), nn.AlphaDropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.single(torch.tanh(self.first(x)))
+        h = self.channels(h.reshape(-1, 4, 2)).flatten(1)
+        # Transposed, so that masks are not drawn in the order of the axes.
+        h = F.dropout(self.alpha(h).t(), 0.2, self.training).t()
+        out: Tensor = self.last(h)
+        return out
+
+
+def noisy_module() -> nn.Module:
+    torch.manual_seed(0)
+    return Noisy().double()
+
+
+def test_random_numbers_of_compiled_members_are_those_of_lone_ones(two_threads: None) -> None:
+    options: dict[str, Any] = {"seeds": (0, 3), "lambdas": [0.01, 0.1, 1.0], "shuffle": False, "validation": None}
+    found = train(module=noisy_module(), engine="compiled", member_chunk=2, epochs=3, **options)
+    assert found.engine.kind == "compiled"
+    assert found.engine.steps == 3
+    for engine in ("loop", "vmap"):
+        other = train(module=noisy_module(), engine=engine, epochs=3, **options)
+        assert_trees_close(found.params, other.params, RTOL)
+        assert_trees_close(found.history, other.history, RTOL)
+    again = train(module=noisy_module(), engine=found.engine, epochs=3, **options)
+    assert_trees_close(again.params, found.params, 0.0)
+    # Masks matter: another seed ends elsewhere.
+    two = found.params["last.weight"]
+    assert not torch.allclose(two[0], two[1], rtol=1e-3)
+
+
+def test_random_members_that_diverge_are_parked_where_they_were(two_threads: None) -> None:
+    options: dict[str, Any] = {"lambdas": [0.01, 1e9, 0.1], "epochs": 12, "validation": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", l2path.L2PathWarning)
+        found, other = (train(module=noisy_module(), engine=e, **options) for e in ("compiled", "vmap"))
+    assert found.engine.kind == "compiled"
+    assert found.diverged_at == other.diverged_at
+    assert found.status[1] == "diverged"
+    assert_trees_close(found.params, other.params, RTOL)
+
+
+def test_what_a_hook_changes_of_the_noise_is_noticed(two_threads: None) -> None:
+    rate = 0.5
+
+    class Annealed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(F.dropout(x, rate, self.training))
+            return out
+
+    def train_annealed(engine: str) -> l2path.PathResult:
+        def hook(event: l2path.EpochEvent) -> None:
+            nonlocal rate
+            rate = 0.5 - 0.1 * event.epoch
+
+        nonlocal rate
+        rate = 0.5
+        torch.manual_seed(0)
+        return train(module=Annealed().double(), engine=engine, epochs=3, on_epoch=hook, validation=None)
+
+    with pytest.warns(l2path.EngineWarning, match="compiled program failed at step 4.*where another one did not"):
+        found = train_annealed("compiled")
+    assert_trees_close(found.params, train_annealed("loop").params, RTOL)
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, lambda x: torch.randn(3, dtype=x.dtype)])
+def test_random_numbers_that_cannot_be_drawn_ahead_are_not_compiled(draw: Any) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.layer(x)
+            return h + draw(h)
+
+    with pytest.raises(l2path.ArgumentError, match=r"'compiled', but .*draws random numbers in"):
+        train(module=Other().double(), engine="compiled")
 
 
 def test_what_torch_cannot_compile_is_said() -> None:

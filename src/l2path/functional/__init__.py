@@ -9,6 +9,7 @@ from l2path.functional.module import (
     functionalize,
     restored_attributes,
 )
+from l2path.functional.noise import Given, Numbers, drawn, noted
 from l2path.functional.precision import coarsest_dtype
 from l2path.functional.rng import forked_rng, seed_generators
 from l2path.functional.substitutes import Substitutes
@@ -24,11 +25,14 @@ from l2path.functional.transforms import (
 
 __all__ = [
     "Functional",
+    "Given",
+    "Numbers",
     "Substitutes",
     "as_arguments",
     "at_grad_level",
     "check_module",
     "coarsest_dtype",
+    "drawn",
     "failing_layer",
     "first_members",
     "forked_rng",
@@ -36,6 +40,7 @@ __all__ = [
     "grad_with_autograd",
     "grad_with_torch_func",
     "member_gradients",
+    "noted",
     "restored_attributes",
     "seed_generators",
     "unused_parameters",

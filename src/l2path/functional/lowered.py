@@ -16,19 +16,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from l2path.functional.equivalents import EQUIVALENTS
+
 
 class Lowered(TorchFunctionMode):
-    """Replaces convolutions and attention within.
+    """Replaces convolutions and attention within, and what ``vmap`` cannot batch but has an equivalent.
 
     What it does not know (groups, transposed or unbatched convolutions) stays as it is.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        replace = REPLACED.get(func)
-        if replace is not None and (found := replace(*args, **kwargs)) is not None:
-            return found
-        return func(*args, **kwargs)
+        return lowered(func, args, kwargs or {})
+
+
+def lowered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what a torch function returns, by way of what stands for it."""
+    replace = REPLACED.get(func)
+    if replace is not None and (found := replace(*args, **kwargs)) is not None:
+        return found
+    if func in EQUIVALENTS and EQUIVALENTS[func][0](*args, **kwargs):
+        return EQUIVALENTS[func][1](*args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def convolution(

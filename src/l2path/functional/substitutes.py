@@ -17,12 +17,15 @@ from torch import Tensor
 # How to step out of vmap; private, and pinned by the tests of dropout and of BatchNorm without momentum.
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, maybe_get_bdim
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l2path.errors import ArgumentError
+from l2path.functional.equivalents import EQUIVALENTS as TRACEABLE
+from l2path.functional.equivalents import always as _always
+from l2path.functional.noise import noted
+from l2path.functional.random import RANDOM
 from l2path.functional.recurrent import RECURRENT, pack_padded, pad_packed
-from l2path.functional.rng import forked_rng, generator_states, set_generator_states
+from l2path.functional.rng import generator_states, set_generator_states
 from l2path.trees import tensor_leaves
 from l2path.types import Tree
 
@@ -87,10 +90,12 @@ class Substitutes:
         states = generator_states(device)
 
         def observed() -> Plan:
-            with temporarily_clear_interpreter_stack(), forked_rng(device), torch.enable_grad(), _Observing() as seen:
+            def call() -> None:
                 set_generator_states(device, states)
                 plain_call()
-            self.plans[key] = Plan(seen.masks)
+
+            with temporarily_clear_interpreter_stack():
+                self.plans[key] = Plan([Mask(n.shape, n.stride) for n in noted(call, device)])
             return self.plans[key]
 
         with _Replacing(self.plans.get(key) or observed(), observed, self.used):
@@ -120,20 +125,6 @@ def _inner(x: Tensor) -> Tensor:
     return x
 
 
-class _Observing(TorchFunctionMode):
-    """Keeps what random operations meet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.masks: list[Mask] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _RANDOM and (found := _RANDOM[func](*args, **kwargs)).draw is not None:
-            self.masks.append(Mask(found.like.shape, torch.empty_like(found.like).stride()))
-        return func(*args, **kwargs)
-
-
 class _Replacing(TorchFunctionMode):
     """Calls equivalents in place of torch functions."""
 
@@ -143,12 +134,12 @@ class _Replacing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _RANDOM:
-            found = _RANDOM[func](*args, **kwargs)
+        if func in RANDOM:
+            found = RANDOM[func](*args, **kwargs)
             if found.draw is not None:
                 self.used.add(func.__name__)
                 return found.result(self._drawn(found.like, found.draw))
-        elif func in _EQUIVALENTS and (applies := _EQUIVALENTS[func])[0](*args, **kwargs):
+        elif func in EQUIVALENTS and (applies := EQUIVALENTS[func])[0](*args, **kwargs):
             name = func.__name__
             self.used.add(f"{name.strip('_')}(tensor)" if name.startswith("__") else name.lstrip("_"))
             return applies[1](*args, **kwargs)
@@ -186,70 +177,6 @@ class _Replacing(TorchFunctionMode):
             return draw(torch.empty_strided(alone.shape, alone.stride, dtype=like.dtype, device=like.device))
 
 
-class Draw(NamedTuple):
-    """A random operation taken apart."""
-
-    like: Tensor  # whose shape and layout the random numbers have
-    draw: Callable[[Tensor], Tensor] | None  # fills an empty tensor, or returns a new one; None: nothing is drawn
-    result: Callable[[Tensor], Tensor]  # of the random numbers
-
-
-def _dropout(*args: Any, **kwargs: Any) -> Draw:
-    x, p, on, inplace = _dropout_arguments(*args, **kwargs)
-
-    def draw(empty: Tensor) -> Tensor:
-        return F.dropout(empty.fill_(1.0), p, training=True)  # scaled by 1 / (1 - p)
-
-    return Draw(x, draw if on else None, lambda noise: x.mul_(noise) if inplace else x * noise)
-
-
-def _alpha_dropout(*args: Any, **kwargs: Any) -> Draw:
-    """``F.alpha_dropout``: SELU's alpha in place of 0, with mean and variance kept (Klambauer et al. 2017)."""
-    x, p, on, inplace = _dropout_arguments(*args, **({"training": False} | kwargs) if len(args) < 3 else kwargs)
-    alpha = 1.7580993408473766
-    a = ((alpha**2 * p + 1) * (1 - p)) ** -0.5
-
-    def result(kept: Tensor) -> Tensor:
-        scale, shift = kept * a, (kept - 1) * (alpha * a) + alpha * a * p
-        return x.mul_(scale).add_(shift) if inplace else x * scale + shift
-
-    return Draw(x, (lambda empty: empty.bernoulli_(1 - p)) if on else None, result)
-
-
-def _like(fill: Callable[[Tensor], Tensor]) -> Callable[..., Draw]:
-    """Return ``torch.randn_like`` or ``torch.rand_like`` taken apart; other dtypes and layouts are left to torch."""
-
-    def apart(input: Tensor, **kwargs: Any) -> Draw:
-        return Draw(input, None if any(v is not None for v in kwargs.values()) else fill, lambda numbers: numbers)
-
-    return apart
-
-
-def _dropout_arguments(
-    input: Tensor,  # torch's names, by which it may be called
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> tuple[Tensor, float, bool, bool]:
-    """Return dropout's arguments, ``training`` being False where it draws nothing."""
-    return input, p, training and 0.0 < p < 1.0, inplace
-
-
-def _gaussian_nll(
-    input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
-) -> Tensor:
-    """``F.gaussian_nll_loss`` without its look at the values: a negative variance is NaN here, and not an error."""
-    if not isinstance(var, Tensor):
-        var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
-    if var.ndim == input.ndim - 1 and var.shape == input.shape[:-1]:
-        var = var.unsqueeze(-1)
-    kept = torch.where(var < 0, torch.nan, var.detach().clamp(min=eps) + (var - var.detach()))
-    loss = 0.5 * (kept.log() + (input - target) ** 2 / kept)
-    if full:
-        loss = loss + 0.9189385332046727  # log(2 pi) / 2
-    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
-
-
 def _whole(x: Tensor) -> bool:
     """Whether a number is read from a tensor of whole numbers, such as BatchNorm's count of batches."""
     real = x.is_floating_point() or x.is_complex() or x.dtype == torch.bool
@@ -275,44 +202,14 @@ def _shared(read: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return one
 
 
-def _other_dtype(input: Tensor, *args: Any, weight: Tensor | None = None, **kwargs: Any) -> bool:
-    """Whether a normalisation meets an input of another dtype than its weights, as under autocast."""
-    found = [a for a in (*args, weight, *kwargs.values()) if isinstance(a, Tensor)]
-    return any(a.dtype != input.dtype for a in found)
-
-
-def _upcast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a normalisation that computes in the dtype of its weights and returns the dtype of its input."""
-
-    def normalise(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dtype = next(a.dtype for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        with torch.autocast(input.device.type, enabled=False):
-            return function(input.to(dtype), *args, **kwargs).to(input.dtype)
-
-    return normalise
-
-
-def _always(*args: Any, **kwargs: Any) -> bool:
-    return True
-
-
 def _packed(*args: Any, **kwargs: Any) -> bool:
     """Whether a recurrent layer is called with a PackedSequence: its second argument is then the batch sizes."""
     return isinstance(args[1], Tensor) and not isinstance(args[3], bool)
 
 
-# By torch function: how it is taken apart.
-_RANDOM: dict[Any, Callable[..., Draw]] = {
-    F.dropout: _dropout,
-    F.alpha_dropout: _alpha_dropout,
-    torch.randn_like: _like(lambda empty: empty.normal_()),
-    torch.rand_like: _like(lambda empty: empty.uniform_()),
-}
 # By torch function: when there is an equivalent for a call, and what it is.
-_EQUIVALENTS: dict[Any, tuple[Callable[..., bool], Callable[..., Any]]] = {
-    F.gaussian_nll_loss: (_always, _gaussian_nll),
-    F.layer_norm: (_other_dtype, _upcast(F.layer_norm)),
-    F.batch_norm: (_other_dtype, _upcast(F.batch_norm)),
+EQUIVALENTS: dict[Any, tuple[Callable[..., bool], Callable[..., Any]]] = {
+    **TRACEABLE,
     torch._VF._pack_padded_sequence: (_always, pack_padded),
     torch._VF._pad_packed_sequence: (_always, pad_packed),
     **{read: (_whole, _shared(read)) for read in (Tensor.item, Tensor.__int__, Tensor.__float__, Tensor.__index__)},

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from l2path.blocks import Block
 from l2path.compiled import Compiled
 from l2path.data import Source
 from l2path.engine import Step, take
 from l2path.functional import Functional
 from l2path.path.evaluation import Validation
+from l2path.path.noise import Noise
 from l2path.training import TrainState, averaged_params
 from l2path.trees import tree_map
 from l2path.types import Batch, Buffers, Lambdas, Params
@@ -32,6 +35,7 @@ class Group:
     validation: Validation | None = None
     monitor: Validation | None = None  # what early stopping looks at, where that is other data
     compiled: Compiled | None = None
+    noise: Noise | None = None  # what steps draw, where compiled programs are given it
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch
@@ -40,6 +44,12 @@ class Group:
     def call(self) -> Step | Compiled:
         """What a step of a chunk is done with."""
         return self.train_step if self.compiled is None else self.compiled
+
+    def blocks(self, block: Block, step: int) -> Block:
+        """Return what a step of a chunk takes, where the first batch of the block is that of step ``step``."""
+        if self.compiled is None or self.noise is None:
+            return block
+        return self.noise.beside(block, self.seed, step)
 
     def loop(self) -> None:
         """Go on with one member after the other."""
@@ -115,8 +125,6 @@ class EpochEvent:
         Number of epochs asked for.
     step : int
         Number of training steps done.
-    history : dict of str to Tensor, ``[epoch, K]``
-        Everything recorded so far.
     active : Tensor, ``[K]`` bool
         Members still in training.
     """
@@ -124,9 +132,14 @@ class EpochEvent:
     epoch: int
     epochs: int
     step: int
-    history: dict[str, Tensor]
     active: Tensor
+    _history: Callable[[int], dict[str, Tensor]] = field(repr=False)
     _weights: Callable[[], Weights] = field(repr=False)
+
+    @cached_property
+    def history(self) -> dict[str, Tensor]:
+        """Everything recorded up to this epoch, ``[epoch, K]`` float64 by name."""
+        return self._history(self.epoch)
 
     @property
     def params(self) -> Params:

@@ -169,11 +169,15 @@ class Driver:
             return
         if self.pool is None:
             self.pool = ThreadPoolExecutor(self.engine.workers, initializer=torch.set_num_threads, initargs=(1,))
+        given: dict[int, Block] = {}
         with one_thread():
             try:
                 for chunk in self.chunks:
-                    if id(chunk.group.source) in read:
-                        self.ahead[id(chunk)] = self.pool.submit(self._alone, chunk, read[id(chunk.group.source)])
+                    group = chunk.group
+                    if id(group.source) in read:
+                        if id(group) not in given:
+                            given[id(group)] = group.blocks(read[id(group.source)], group.step)
+                        self.ahead[id(chunk)] = self.pool.submit(self._alone, chunk, given[id(group)])
                 yield
             finally:
                 self._wait_for_workers()
@@ -184,7 +188,7 @@ class Driver:
         self.ahead.clear()
 
     def _alone(self, chunk: Chunk, block: Block) -> tuple[TrainState, Metrics]:
-        """Run a chunk over a block in a thread: the step draws no random numbers that would have to be seeded."""
+        """Run a chunk over a block in a thread, where nothing is seeded: random numbers have been drawn before."""
         group = chunk.group
         result = run_steps(self.engine.kind, group.call, chunk.state, block, chunk.strengths, lambda _: None)
         return TrainState(*result[0]), Metrics(*result[1])
@@ -273,7 +277,8 @@ class Driver:
             torch.clear_autocast_cache()  # of weights that were there for one step only
             seed_generators(device, step_seed(seed, step))
 
-        result = run_steps(self.engine.kind, chunk.group.call, state, block, strengths, prepare)
+        own = chunk.group.blocks(block, chunk.group.step + offset)
+        result = run_steps(self.engine.kind, chunk.group.call, state, own, strengths, prepare)
         self.running = None
         return TrainState(*result[0]), Metrics(*result[1])
 
@@ -382,8 +387,8 @@ class Driver:
             self.epoch,
             self.epochs,
             max(g.step for g in self.groups),
-            self.history(),
             torch.from_numpy(active),
+            self.history,
             lambda: self.gather(best=False),
         )
         mask = self.on_epoch(event)
@@ -415,10 +420,11 @@ class Driver:
             out[chunk.members] = True
         return out
 
-    def history(self) -> dict[str, Tensor]:
-        """Return the history so far, ``[epochs, K]`` float64 by name."""
+    def history(self, epochs: int | None = None) -> dict[str, Tensor]:
+        """Return the history, of so many epochs where it is said, ``[epochs, K]`` float64 by name."""
         empty = np.empty((0, self.members))
-        return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in self.record.history.items()}
+        every = {n: rows[:epochs] for n, rows in self.record.history.items()}
+        return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in every.items()}
 
     def gather(self, *, best: bool = True) -> Weights:
         """Return the weights of all members, ``[K, ...]`` by name, in the members' order.

@@ -30,7 +30,7 @@ from l2path.path.outcome import Selection
 from l2path.path.result import PathResult, finish
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
 from l2path.path.stopping import EarlyStopping
-from l2path.path.tuning import Job, Steps, compile_as_asked, tune
+from l2path.path.tuning import Job, Steps, compile_as_asked, noise_of, tune
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
@@ -183,7 +183,8 @@ def train_members(
 
         if templates[s] not in steps:
             looped = step(fn.with_substitutes(None), grad_with_autograd)
-            steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped)
+            traced = step(fn.with_substitutes(None), grad_with_torch_func)
+            steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped, traced)
     owners = {templates[s]: s for s in reversed(table.seeds)}
     members = {key: [k for k in every if table.keys[k] == key] for key in keys}
     job = Job(
@@ -217,6 +218,7 @@ def train_members(
             own_steps.looped if chosen.kind == "loop" else own_steps.batched,
             peeked[id(sources[key])],
             compiled=programs.get(templates[s]),
+            noise=noise_of(job, templates[s]) if programs else None,
             loop_step=own_steps.looped if chosen.kind != "loop" and engine == "auto" else None,
         )
         own = members[key]

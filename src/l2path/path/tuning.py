@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,12 @@ from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, one_thread
 from l2path.data import Source
-from l2path.engine import Engine, Kind, Step, run_steps
+from l2path.engine import Engine, Kind, Step, run_steps, take
 from l2path.errors import ArgumentError
-from l2path.functional import forked_rng
+from l2path.functional import forked_rng, seed_generators
 from l2path.memory import operations
+from l2path.order import step_seed
+from l2path.path.noise import Noise
 from l2path.path.selfcheck import TOLERANCE, agree, first_line
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Tree
@@ -35,10 +38,11 @@ FASTER = 0.9  # of the time: what is not clearly faster does not replace what is
 
 
 class Steps(NamedTuple):
-    """The step of one member, in both ways to differentiate it."""
+    """The step of one member: to be batched, to be looped, and to be compiled."""
 
     batched: Step
     looped: Step
+    traced: Step
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,11 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
     )
 
 
+def seeded(device: torch.device, step: int) -> None:
+    """Seed what is drawn at a step."""
+    seed_generators(device, step_seed(0, step))
+
+
 def native_kernels(device: torch.device) -> bool:
     """Return whether there are native kernels, after waiting for them to be built (once on a machine)."""
     return device.type == "cpu" and lowerings.prepare(wait=BUILD_SECONDS).state == "ready"
@@ -178,8 +187,6 @@ def native_kernels(device: torch.device) -> bool:
 
 def cannot_compile(job: Job) -> str | None:
     """Return why a step is not to be compiled; None if it may be."""
-    if job.draws:
-        return "a step draws random numbers, which a compiled program would draw in another order"
     if torch.is_autocast_enabled(job.device.type):
         return "autocast around the call"
     return None
@@ -199,6 +206,15 @@ def compiled_chunk(job: Job) -> int:
     return math.ceil(max(job.groups) / chunks)  # evenly: the last chunk is filled up to the size of the others
 
 
+def noise_of(job: Job, module: int) -> Noise | None:
+    """Return what the steps of a module draw; None if that is nothing."""
+    if not job.draws:
+        return None
+    state, extra = job.sample(module, 1)
+    one, own = take(state, 0), take(extra, 0)
+    return Noise(lambda batch: job.steps[module].looped(one, batch, own), job.device)
+
+
 def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     """Compile the step of every module and check it against the vmapped one.
 
@@ -209,14 +225,21 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     """
     programs = {}
     for module, steps in job.steps.items():
-        program = Compiled(steps.batched, engine.member_chunk, job.device, engine.native)
+        noise = noise_of(job, module)
+        if noise is not None and (why := noise.refused(job.batch)):
+            raise ValueError(why)
+        program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None)
         state, extra = job.sample(module, engine.member_chunk)
         blocks = [[job.batch] * engine.steps]
         blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders[:2]]  # noqa: B023
         for block in map(Block, blocks):
+            few = Block(block.batches[:2])
+            with forked_rng(job.device):
+                want = run_steps("vmap", steps.batched, state, few, extra, partial(seeded, job.device))
+                if noise is not None:
+                    block = noise.beside(block, 0, 0)
             with one_thread():
-                got, few = program.compile(state, block, extra), Block(block.batches[:2])
-            want = run_steps("vmap", steps.batched, state, few, extra, lambda _: None)
+                got = program.compile(state, block, extra)
             dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
             tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
             pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]  # noqa: B023
@@ -233,6 +256,9 @@ def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: 
     state, extra = job.sample(module, members)
     best, count = math.inf, step.steps if isinstance(step, Compiled) else 1
     block = Block([job.batch] * count)
+    if isinstance(step, Compiled) and (noise := noise_of(job, module)) is not None:
+        with forked_rng(job.device):
+            block = noise.beside(block, 0, 0)
     with forked_rng(job.device), one_thread() if isinstance(step, Compiled) else nullcontext():
         for _ in range(4):
             _wait(job.device)
