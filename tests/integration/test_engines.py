@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,7 +212,8 @@ def test_random_numbers_that_cannot_be_drawn_ahead_are_not_compiled(draw: Any) -
 
         def forward(self, x: Tensor) -> Tensor:
             h: Tensor = self.layer(x)
-            return h + draw(h)
+            h = h + draw(h)
+            return h
 
     with pytest.raises(l2path.ArgumentError, match=r"'compiled', but .*draws random numbers in"):
         train(module=Other().double(), engine="compiled")
@@ -237,7 +239,7 @@ def test_what_torch_cannot_compile_is_said() -> None:
     ("vmapped", "looped", "fast", "epochs", "kind", "asked"),
     [
         (1.0, 9.0, 9.0, 24, "vmap", []),  # fewer than a hundred steps: timing some would take a part of the job
-        (1e-3, 9.0, 9.0, 30, "vmap", ["vmap"]),  # a short job: nothing else is timed
+        (1e-3, 9.0, 9.0, 30, "vmap", ["vmap"]),  # a job of 0.12 s: nothing else is timed
         (0.1, 9.0, 9.0, 30, "vmap", ["vmap", "loop"]),
         (0.1, 0.01, 9.0, 30, "loop", ["vmap", "loop"]),
         (0.1, 0.019, 9.0, 30, "vmap", ["vmap", "loop"]),  # five in a tenth of a second are as fast
@@ -262,6 +264,37 @@ def test_auto_takes_what_is_fastest(
     assert result.engine.kind == kind
     if len(asked) > 1:
         assert f"measured: vmapped {vmapped / 5 * 1e6:.3g} µs a model-step" in result.engine.reason
+
+
+def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("L2PATH_REMEMBER", "1")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    timed: list[str] = []
+
+    def seconds(kind: str, *_: Any) -> float:
+        timed.append(kind)
+        return {"vmap": 0.09, "loop": 9.0, "compiled": 1e-3}[kind]
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    monkeypatch.setattr(tuning, "native_kernels", lambda _: False)
+    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (engine, dict.fromkeys(job.steps)))
+
+    def kind(epochs: int, **changes: Any) -> tuple[str, list[str]]:
+        timed.clear()
+        result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2), **changes)
+        return result.engine.kind, timed.copy()
+
+    assert kind(50) == ("vmap", ["vmap", "loop"])  # 200 chunk-steps, 18 s
+    assert kind(50) == ("vmap", [])
+    assert kind(600) == ("compiled", ["compiled"])
+    # Compiling took no time: now it is known to pay in a shorter job.
+    assert kind(50) == ("compiled", ["compiled"])
+    assert kind(50, optimizer=l2path.adam(lr=0.1)) == ("vmap", ["vmap", "loop"])
+    assert kind(50, batch_size=15) == ("vmap", ["vmap", "loop"])
+    (tmp_path / "l2path" / "steps.json").write_text("{ no JSON")
+    assert kind(50) == ("vmap", ["vmap", "loop"])
+    monkeypatch.setenv("L2PATH_REMEMBER", "0")
+    assert kind(50) == ("vmap", ["vmap", "loop"])
 
 
 def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:

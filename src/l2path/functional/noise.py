@@ -93,7 +93,8 @@ def noted(call: Callable[[], object], device: torch.device) -> list[Numbers]:
     """Return what a call of one member draws; the generators are left as they were."""
     with forked_rng(device), torch.enable_grad(), Noted() as seen:
         call()
-    return seen.numbers
+    found: list[Numbers] = seen.numbers
+    return found
 
 
 def drawn(numbers: list[Numbers], device: torch.device, seed: int) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
+from l2path.batches import describe_batch
 from l2path.compiled import Compiled
 from l2path.data import RowSource, Source
 from l2path.engine import Engine, auto_chunk, choose_engine, repeat
@@ -35,7 +36,7 @@ from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform
 from l2path.trees import tensor_leaves
-from l2path.types import LossFn, Params, Sweep
+from l2path.types import Batch, LossFn, Params, Sweep
 
 Key: TypeAlias = tuple[int, int]
 """A fold and a seed: what members share their batches and masks by."""
@@ -197,6 +198,7 @@ def train_members(
         sample=lambda template, n: stacked([k % len(table) for k in range(n)], owners[template]),
         device=fns[seed].device,
         draws=verdict.draws,
+        what=what_runs(fns[seed], settings, batch),
     )
     programs: dict[int, Compiled] = {}
     if chosen.kind == "vmap" and engine == "auto":
@@ -283,6 +285,18 @@ def train_members(
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)
+
+
+def what_runs(fn: Functional, settings: Settings, batch: Batch) -> str:
+    """Return in words what the seconds of a step depend on."""
+    loss, transform = settings.loss_fn, settings.grad_transform
+    parts = [
+        *(f"{name} {p.dtype} {list(p.shape)}" for name, p in {**fn.params, **fn.frozen, **fn.buffers}.items()),
+        *(getattr(f, "__qualname__", type(f).__name__) for f in (loss, transform)),
+        settings.optimizer.name,
+        describe_batch(batch),
+    ]
+    return f"{fn.template}; " + ", ".join(parts)
 
 
 def in_batches(val: Validation, rows: int) -> Validation:

@@ -22,13 +22,16 @@ from l2path.functional import forked_rng, seed_generators
 from l2path.memory import operations
 from l2path.order import step_seed
 from l2path.path.noise import Noise
+from l2path.path.remembered import machine, note, recall
 from l2path.path.selfcheck import TOLERANCE, agree, first_line
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Tree
 
 FEW = 100  # steps of a chunk: a job of fewer is not measured, which takes a few of them
-MEASURED = 3.0  # seconds: a shorter job is not measured
+MEASURED = 1.0  # seconds: a shorter job is not measured
 COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
+COMPILED_LONG = 20.0  # the same where a step of a chunk is a long one
+LONG = 0.1  # seconds
 SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
 COMPILE_SECONDS = 6.0  # that it takes for the smallest program
 BLOCK_BYTES = 2**26  # of the batches of one call
@@ -66,6 +69,8 @@ class Job:
     device : torch.device
     draws : bool
         Whether a step draws random numbers.
+    what : str
+        What the seconds of a step depend on: the module, the shapes of parameters and batches, the optimizer.
     """
 
     steps: Mapping[int, Steps]
@@ -77,6 +82,7 @@ class Job:
     sample: Callable[[int, int], tuple[Tree, Tree]]
     device: torch.device
     draws: bool
+    what: str = ""
 
     @property
     def model_steps(self) -> float:
@@ -110,40 +116,61 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     members = min(chosen.member_chunk, max(job.groups))
     if job.model_steps < FEW * members:
         return chosen, {}
-    started = time.perf_counter()
-    vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
-    if vmapped * job.model_steps < MEASURED:
+    key = f"{machine(job.device)}; {job.what}; {members} members"
+    known = recall(key)
+    when = "measured before" if "looped" in known else "measured"
+    if "vmapped" not in known:
+        known["vmapped"] = _seconds("vmap", job.steps[first].batched, job, first, members) / members
+    if known["vmapped"] * job.model_steps < MEASURED:
         return chosen, {}
-    looped = _seconds("loop", job.steps[first].looped, job, first, 1)
+    if "looped" not in known:
+        known["looped"] = _seconds("loop", job.steps[first].looped, job, first, 1)
+        note(key, known)
+    vmapped, looped = known["vmapped"], known["looped"]
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}"
-    seconds, engine = vmapped, replace(chosen, reason=f"measured: {said}")
+    if "compiled" in known:
+        said += f", compiled {known['compiled'] * 1e6:.3g}" if known["compiled"] < math.inf else ", compiling failed"
+    seconds, engine = vmapped, replace(chosen, reason=f"{when}: {said}")
     if looped < FASTER * vmapped:
-        seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"measured: {said}")
-    cost = (
-        (1 + len(job.remainders[:2]))
-        * len(job.steps)
-        * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
-    )
-    if seconds * job.model_steps < COMPILED * cost:
+        seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"{when}: {said}")
+    if not _may_pay(job, known, seconds * job.model_steps, vmapped * members):
         return engine, {}
     why = cannot_compile(job)
     if job.device.type != "cpu":
         why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
     if why:
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
+    started = time.perf_counter()
     try:
         size = compiled_chunk(job) if resize else members
         native = native_kernels(job.device)
         wanted = Engine("compiled", size, workers=_workers(job), steps=_steps(job, vmapped), native=native)
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
+        note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
     took = time.perf_counter() - started
-    fast = _seconds("compiled", programs[first], job, first, found.member_chunk) / found.member_chunk
-    said = f"measured: {said}, compiled {fast * 1e6:.3g} (in {took:.3g} s)"
-    if fast / found.workers > FASTER * seconds:
+    fast = _seconds("compiled", programs[first], job, first, found.member_chunk) / found.member_chunk / found.workers
+    note(key, {"compiling": took, "compiled": fast})
+    said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}, compiled {fast * 1e6:.3g}"
+    said = f"measured: {said} (in {took:.3g} s)"
+    if fast > FASTER * seconds:
         return replace(engine, reason=said), {}
     return replace(found, reason=said), programs
+
+
+def _may_pay(job: Job, known: Mapping[str, float], rest: float, chunk_step: float) -> bool:
+    """Whether compiling pays in a job that takes ``rest`` seconds without.
+
+    Where nothing is known of a job like it, it must be long enough for the compilation to be a small part of it: a
+    smaller one for long steps, which are less likely to become faster.
+    """
+    if "compiled" in known:
+        return known["compiling"] + known["compiled"] * job.model_steps < FASTER * rest
+    first = next(iter(job.steps))
+    programs = (1 + len(job.remainders[:2])) * len(job.steps)
+    cost = programs * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
+    return rest > (COMPILED if chunk_step < LONG else COMPILED_LONG) * cost
 
 
 def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
