@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,14 +144,3 @@ class EpochEvent:
     def params(self) -> Params:
         """The weights that validation scores, of all members now, ``[K, ...]`` by name (copied when read)."""
         return self._weights().params
-
-
-@dataclass
-class Record:
-    """What training leaves behind, member by member."""
-
-    history: dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]]
-    status: list[str]
-    epochs: list[int]
-    diverged_at: list[int | None]
-    parked: dict[int, Weights]

@@ -10,9 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +19,17 @@ import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.compiled import one_thread
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
 from l2path.order import step_seed
-from l2path.path.chunks import Chunk, EpochEvent, Group, Record, Running, Weights, weights_of
+from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, weights_of
 from l2path.path.evaluation import Validation, score
 from l2path.path.halving import Halving
+from l2path.path.recording import Record, Sums
 from l2path.path.selfcheck import first_line, or_looped, warn_looped
 from l2path.path.stopping import EarlyStopping, Stopper
+from l2path.path.workers import Workers
 from l2path.progress import Interrupt, Progress
 from l2path.training import Metrics, TrainState, averaged_params
 from l2path.trees import tensor_leaves, tree_map
@@ -38,7 +37,6 @@ from l2path.types import Lambdas
 
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
 BLOCK_BYTES = 2**28  # buffered batches stay below this
-TRAIN_KEYS = ("loss", "penalty", "objective")
 
 
 class Driver:
@@ -80,21 +78,19 @@ class Driver:
         self.epoch = 0
         self.block_length = max(first_block, engine.steps)
         self.running: Running | None = None  # the step at which an error came
-        self.pool: ThreadPoolExecutor | None = None
-        self.ahead: dict[int, Future[tuple[TrainState, Metrics]]] = {}  # what workers do in this block, by chunk
+        self.workers: Workers | None = None
         self.select, self.halving = select[0], halving
         self.stopper = Stopper(stopping, select[1], members) if stopping else None
         first = groups[0].validation
-        names = [*TRAIN_KEYS, *(first.names if first else []), *(["monitor"] if groups[0].monitor else [])]
-        self.record = Record({n: [] for n in names}, ["trained"] * members, [0] * members, [None] * members, {})
+        self.record = Record([*(first.names if first else []), *(["monitor"] if groups[0].monitor else [])], members)
 
     def run(self, interrupt: Interrupt, progress: Progress) -> bool:
         """Train to the end; return False if an interrupt came first."""
         try:
             return self._run(interrupt, progress)
         finally:
-            if self.pool is not None:
-                self.pool.shutdown()
+            if self.workers is not None:
+                self.workers.close()
 
     def _run(self, interrupt: Interrupt, progress: Progress) -> bool:
         while self.epoch < self.epochs and self.chunks:
@@ -112,7 +108,7 @@ class Driver:
 
     def _epoch(self, interrupt: Interrupt, progress: Progress) -> bool:
         """Run one epoch and record it; return False if it was cut short."""
-        sums = np.zeros((len(TRAIN_KEYS), self.members))
+        sums = self.record.start()
         for group in self.groups:
             group.rows = 0
         try:
@@ -161,37 +157,12 @@ class Driver:
         while found := {k: block for k, it in iterators.items() if (block := next(it, None)) is not None}:
             yield found
 
-    @contextmanager
-    def _side_by_side(self, read: dict[int, Block]) -> Iterator[None]:
-        """Let the workers begin with all chunks of a block, each with one thread of torch's."""
+    def _side_by_side(self, read: dict[int, Block]) -> AbstractContextManager[None]:
+        """Let workers begin with all chunks of a block."""
         if self.engine.kind != "compiled":
-            yield
-            return
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(self.engine.workers, initializer=torch.set_num_threads, initargs=(1,))
-        given: dict[int, Block] = {}
-        with one_thread():
-            try:
-                for chunk in self.chunks:
-                    group = chunk.group
-                    if id(group.source) in read:
-                        if id(group) not in given:
-                            given[id(group)] = group.blocks(read[id(group.source)], group.step)
-                        self.ahead[id(chunk)] = self.pool.submit(self._alone, chunk, given[id(group)])
-                yield
-            finally:
-                self._wait_for_workers()
-
-    def _wait_for_workers(self) -> None:
-        """Let nothing run on beside what follows."""
-        futures.wait(self.ahead.values())
-        self.ahead.clear()
-
-    def _alone(self, chunk: Chunk, block: Block) -> tuple[TrainState, Metrics]:
-        """Run a chunk over a block in a thread, where nothing is seeded: random numbers have been drawn before."""
-        group = chunk.group
-        result = run_steps(self.engine.kind, group.call, chunk.state, block, chunk.strengths, lambda _: None)
-        return TrainState(*result[0]), Metrics(*result[1])
+            return nullcontext()
+        self.workers = self.workers or Workers(self.engine.workers)
+        return self.workers.ahead(self.chunks, read)
 
     def _adapt(self, seconds: float, read: dict[int, Block]) -> None:
         """Choose the length of the next block; no result depends on it."""
@@ -205,28 +176,28 @@ class Driver:
         self,
         chunk: Chunk,
         block: Block,
-        sums: np.ndarray[Any, np.dtype[np.float64]],
+        sums: Sums,
         interrupt: Interrupt,
     ) -> None:
         """Run one chunk over a block; an interrupt within it is honoured after the block, all members at one step.
 
         What is repeated starts anew: a chunk's state changes at the end of a block.
         """
-        before = sums.copy()
+        before = sums.sums.copy()
         try:
             self._block(chunk, block, sums)
         except KeyboardInterrupt:
             if interrupt.asked:
                 raise
             interrupt.asked = True
-            sums[:] = before
+            sums.sums[:] = before
             self._whole_block(chunk, block, sums, interrupt)
         except Exception as error:
             if chunk.group.loop_step is None and chunk.group.compiled is None:
                 raise
             step = self.running.step if self.running else chunk.group.step
             self._fall_back(f"at step {step}: {first_line(error)}")
-            sums[:] = before
+            sums.sums[:] = before
             self._whole_block(chunk, block, sums, interrupt)  # an error that is not vmap's comes again
             told = f"{self.engine.reason}; the steps before are right"
             if self.engine.kind == "loop":
@@ -236,7 +207,8 @@ class Driver:
 
     def _fall_back(self, reason: str) -> None:
         """Go on without the compiled program, or with one member after the other."""
-        self._wait_for_workers()
+        if self.workers is not None:
+            self.workers.wait()
         if self.engine.kind == "compiled":
             for group in self.groups:
                 group.compiled = None
@@ -247,17 +219,12 @@ class Driver:
         self.engine = replace(self.engine, kind="loop", reason=f"vmap failed {reason}")
         self.eval_kind = "loop"
 
-    def _block(self, chunk: Chunk, block: Block, sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    def _block(self, chunk: Chunk, block: Block, sums: Sums) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
-        begun = self.ahead.pop(id(chunk), None)
-        state, metrics = begun.result() if begun else self._steps(chunk, chunk.state, block, chunk.strengths)
+        begun = self.workers.result(chunk) if self.workers else None
+        state, metrics = begun or self._steps(chunk, chunk.state, block, chunk.strengths)
         good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
-        values = torch.stack([m.double().cpu() for m in metrics]).numpy()  # [3, T, C]
-        with np.errstate(over="ignore", invalid="ignore"):  # of members on their way out
-            # Step by step, as cumsum goes: no digit depends on the length of the block.
-            weighted = np.array(block.rows)[:, None] * values
-            start = sums[:, None, chunk.members]
-            sums[:, chunk.members] = np.concatenate([start, weighted], axis=1).cumsum(axis=1)[:, -1]
+        sums.with_block(chunk.members, block.rows, torch.stack([m.double().cpu() for m in metrics]).numpy())
         if bool(good.all()):
             chunk.state = state
             return
@@ -309,25 +276,19 @@ class Driver:
         else:
             self.chunks.remove(chunk)
 
-    def _record_epoch(self, sums: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
-        active = self.active()
-        means = np.full_like(sums, np.nan)
+        table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
         for chunk in self.chunks:
-            means[:, chunk.members] = sums[:, chunk.members] / chunk.group.rows
-        table = dict(zip(TRAIN_KEYS, means, strict=True))
-        table |= {n: np.full(self.members, np.nan) for n in self.record.history if n not in TRAIN_KEYS}
-        for chunk in self.chunks:
-            if chunk.group.validation is not None:
-                for name, values in self._score(chunk, chunk.group.validation).items():
-                    table[name][chunk.members] = values.cpu().numpy()
-                if chunk.group.monitor is not None:
-                    table["monitor"][chunk.members] = self._score(chunk, chunk.group.monitor)[self.select].cpu().numpy()
-        for name, row in table.items():
-            self.record.history[name].append(row)
-        for k in np.flatnonzero(active):
+            found = self._score(chunk, chunk.group.validation) if chunk.group.validation else {}
+            if chunk.group.validation is not None and chunk.group.monitor is not None:
+                found["monitor"] = self._score(chunk, chunk.group.monitor)[self.select]
+            for name, values in found.items():
+                table.setdefault(name, np.full(self.members, np.nan))[chunk.members] = values.cpu().numpy()
+        self.record.append(table)
+        for k in np.flatnonzero(self.active()):
             self.record.epochs[k] = self.epoch + 1
-        if self.stopper is not None:
+        if self.stopper is not None and self.chunks:
             improved = self.stopper.improved(table["monitor" if "monitor" in table else self.select], self.epoch + 1)
             if self.stopper.rule.restore_best:
                 for chunk in self.chunks:
@@ -355,12 +316,8 @@ class Driver:
         """Let go of the points of the path that are behind; after the last epoch nobody has to leave."""
         if self.halving is None or self.epoch >= self.epochs:
             return
-        scores = np.array(
-            [
-                np.nan if not n or status == "diverged" else self.record.history[self.select][n - 1][k]
-                for k, (n, status) in enumerate(zip(self.epochs_kept(), self.record.status, strict=True))
-            ]
-        )
+        scores = self.record.last(self.select, self.epochs_kept())
+        scores[[status == "diverged" for status in self.record.status]] = np.nan
         losers = self.halving.losers(self.epoch, scores)
         for k in np.flatnonzero(losers):
             if self.record.status[k] == "stopped":  # before, by itself
@@ -388,7 +345,7 @@ class Driver:
             self.epochs,
             max(g.step for g in self.groups),
             torch.from_numpy(active),
-            self.history,
+            self.record.history,
             lambda: self.gather(best=False),
         )
         mask = self.on_epoch(event)
@@ -419,12 +376,6 @@ class Driver:
         for chunk in self.chunks:
             out[chunk.members] = True
         return out
-
-    def history(self, epochs: int | None = None) -> dict[str, Tensor]:
-        """Return the history, of so many epochs where it is said, ``[epochs, K]`` float64 by name."""
-        empty = np.empty((0, self.members))
-        every = {n: rows[:epochs] for n, rows in self.record.history.items()}
-        return {n: torch.from_numpy(np.stack(rows) if rows else empty) for n, rows in every.items()}
 
     def gather(self, *, best: bool = True) -> Weights:
         """Return the weights of all members, ``[K, ...]`` by name, in the members' order.

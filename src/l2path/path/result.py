@@ -240,7 +240,7 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
     weights = driver.gather()
     record = driver.record
     result = PathResult(
-        history=driver.history(),
+        history=driver.record.history(),
         params=weights.params,
         buffers=weights.buffers,
         live_params=weights.params if weights.live is None else weights.live,
