@@ -23,6 +23,19 @@ def free_memory(device: torch.device) -> int | None:
     return min(limits) if limits else None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of torch's allocator on a CPU
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what torch holds of a device's memory and does not use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _available() -> int | None:
     """Return the memory that the system could give."""
     try:

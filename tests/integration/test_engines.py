@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import l2path
 from l2path.compiled import Compiled
 from l2path.engine import Engine
-from l2path.path import tuning
+from l2path.path import driver, tuning
 from tests.helpers import assert_trees_close
 from tests.models import classes
 
@@ -112,8 +112,8 @@ def test_folds_share_one_program(two_threads: None, monkeypatch: pytest.MonkeyPa
     programs: list[Compiled] = []
     first = Compiled.__init__
 
-    def counted(self: Compiled, *args: Any) -> None:
-        first(self, *args)
+    def counted(self: Compiled, *args: Any, **options: Any) -> None:
+        first(self, *args, **options)
         programs.append(self)
 
     monkeypatch.setattr(Compiled, "__init__", counted)
@@ -312,3 +312,35 @@ def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) 
 def test_bad_engines(bad: Any) -> None:
     with pytest.raises(l2path.ArgumentError, match=r"^engine: got"):
         train(engine=bad)
+
+
+def test_out_of_memory_halves_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of more than two members fail from the third epoch on: chunks of 5 become 2, 2 and 1."""
+    whole, calls = driver.run_steps, 0
+
+    def fails(kind: Any, step: Any, state: Any, *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 2 and len(state.step) > 2:
+            whole(kind, step, state, *rest)  # some of it was done
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(kind, step, state, *rest)
+
+    stopping = l2path.EarlyStopping(patience=3)
+    expected = train(engine="vmap", early_stopping=stopping)
+    monkeypatch.setattr(driver, "run_steps", fails)
+    with pytest.warns(l2path.EngineWarning, match=r"out of memory with chunks of 5 members at step.*are right"):
+        result = train(engine="vmap", early_stopping=stopping)
+    assert result.engine == Engine("vmap", 2)
+    assert_trees_close(result.params, expected.params, RTOL)
+    assert_trees_close(result.history, expected.history, RTOL)
+    assert result.epochs_trained == expected.epochs_trained
+
+
+def test_a_member_that_is_too_large_for_the_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(driver, "run_steps", fails)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        train(engine="vmap")

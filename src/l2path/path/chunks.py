@@ -22,7 +22,7 @@ from l2path.trees import tree_map
 from l2path.types import Batch, Buffers, Lambdas, Params
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Members of one (fold, seed): they share batches, masks and frozen parameters, and stand at one step."""
 
@@ -57,7 +57,7 @@ class Group:
         self.fn, self.eval_fn = self.fn.with_substitutes(None), self.eval_fn.with_substitutes(None)
 
 
-@dataclass
+@dataclass(eq=False)
 class Chunk:
     """Members that are live together; ``members[c]`` is row c of the state."""
 
@@ -72,6 +72,16 @@ class Chunk:
         self.members = [self.members[c] for c in rows.tolist()]
         self.state, self.strengths = take(self.state, rows), take(self.strengths, rows)
         self.best = None if self.best is None else take(self.best, rows)
+
+    def split(self, size: int) -> list[Chunk]:
+        """Return chunks of up to so many of its members."""
+        parts = []
+        for start in range(0, len(self.members), size):
+            rows = torch.arange(start, min(start + size, len(self.members)))
+            part = Chunk(self.group, self.members, self.state, self.strengths, self.best)
+            part.keep(rows)
+            parts.append(part)
+        return parts
 
     def remember(self, improved: Tensor) -> None:
         """Keep the weights of these members, ``[C]`` booleans, as their best so far."""

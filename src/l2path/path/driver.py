@@ -22,6 +22,7 @@ from l2path.blocks import Block
 from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
+from l2path.memory import is_out_of_memory, release_memory
 from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, weights_of
 from l2path.path.evaluation import Validation, score
@@ -183,6 +184,10 @@ class Driver:
 
         What is repeated starts anew: a chunk's state changes at the end of a block.
         """
+        if self.engine.kind == "vmap" and len(chunk.members) > self.engine.member_chunk:
+            for part in self._split(chunk):
+                self._whole_block(part, block, sums, interrupt)
+            return
         before = sums.sums.copy()
         try:
             self._block(chunk, block, sums)
@@ -193,10 +198,13 @@ class Driver:
             sums.sums[:] = before
             self._whole_block(chunk, block, sums, interrupt)
         except Exception as error:
-            if chunk.group.loop_step is None and chunk.group.compiled is None:
-                raise
             step = self.running.step if self.running else chunk.group.step
-            self._fall_back(f"at step {step}: {first_line(error)}")
+            if self.engine.kind == "vmap" and len(chunk.members) > 1 and is_out_of_memory(error):
+                self._halve_chunks(len(chunk.members), f"at step {step}")
+            elif chunk.group.loop_step is None and chunk.group.compiled is None:
+                raise
+            else:
+                self._fall_back(f"at step {step}: {first_line(error)}")
             sums.sums[:] = before
             self._whole_block(chunk, block, sums, interrupt)  # an error that is not vmap's comes again
             told = f"{self.engine.reason}; the steps before are right"
@@ -204,6 +212,19 @@ class Driver:
                 warn_looped(told, stacklevel=6)
             else:
                 warnings.warn(told, EngineWarning, stacklevel=6)
+
+    def _halve_chunks(self, members: int, where: str) -> None:
+        """Go on with chunks of half as many members."""
+        release_memory(self.groups[0].fn.device)
+        reason = f"{self.engine.reason}; out of memory with chunks of {members} members {where}"
+        self.engine = replace(self.engine, member_chunk=members // 2, reason=reason)
+
+    def _split(self, chunk: Chunk) -> list[Chunk]:
+        """Put chunks of the engine's size in the place of one that is larger."""
+        parts = chunk.split(self.engine.member_chunk)
+        at = self.chunks.index(chunk)
+        self.chunks[at : at + 1] = parts
+        return parts
 
     def _fall_back(self, reason: str) -> None:
         """Go on without the compiled program, or with one member after the other."""
