@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import l2path
+from l2path import engine as engines
 from l2path.compiled import Compiled
 from l2path.engine import Engine
-from l2path.path import driver, tuning
+from l2path.path import tuning
 from tests.helpers import assert_trees_close
 from tests.models import classes
 
@@ -238,7 +239,7 @@ def test_what_torch_cannot_compile_is_said() -> None:
 @pytest.mark.parametrize(
     ("vmapped", "looped", "fast", "epochs", "kind", "asked"),
     [
-        (1.0, 9.0, 9.0, 24, "vmap", []),  # fewer than a hundred steps: timing some would take a part of the job
+        (1.0, 9.0, 9.0, 3, "vmap", []),  # 60 model-steps: timing some would take a part of the job
         (1e-3, 9.0, 9.0, 30, "vmap", ["vmap"]),  # a job of 0.12 s: nothing else is timed
         (0.1, 9.0, 9.0, 30, "vmap", ["vmap", "loop"]),
         (0.1, 0.01, 9.0, 30, "loop", ["vmap", "loop"]),
@@ -314,9 +315,22 @@ def test_bad_engines(bad: Any) -> None:
         train(engine=bad)
 
 
+def test_a_slow_step_in_a_small_job_is_measured_with_few_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[tuple[str, int]] = []
+
+    def seconds(kind: str, step: Any, job: Any, module: int, members: int) -> float:
+        timed.append((kind, members))
+        return {"vmap": 2.0, "loop": 0.5}[kind]
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    result = train(epochs=6)  # 120 model-steps, of which measuring may do 6
+    assert timed == [("vmap", 2), ("loop", 1)]
+    assert result.engine.kind == "loop"
+
+
 def test_out_of_memory_halves_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of more than two members fail from the third epoch on: chunks of 5 become 2, 2 and 1."""
-    whole, calls = driver.run_steps, 0
+    whole, calls = engines.run_steps, 0
 
     def fails(kind: Any, step: Any, state: Any, *rest: Any) -> Any:
         nonlocal calls
@@ -328,7 +342,7 @@ def test_out_of_memory_halves_the_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
 
     stopping = l2path.EarlyStopping(patience=3)
     expected = train(engine="vmap", early_stopping=stopping)
-    monkeypatch.setattr(driver, "run_steps", fails)
+    monkeypatch.setattr("l2path.path.driver.run_steps", fails)
     with pytest.warns(l2path.EngineWarning, match=r"out of memory with chunks of 5 members at step.*are right"):
         result = train(engine="vmap", early_stopping=stopping)
     assert result.engine == Engine("vmap", 2)
@@ -341,6 +355,6 @@ def test_a_member_that_is_too_large_for_the_memory_is_an_error(monkeypatch: pyte
     def fails(*_: Any) -> Any:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    monkeypatch.setattr(driver, "run_steps", fails)
+    monkeypatch.setattr("l2path.path.driver.run_steps", fails)
     with pytest.raises(RuntimeError, match="can't allocate"):
         train(engine="vmap")

@@ -27,7 +27,8 @@ from l2path.path.selfcheck import TOLERANCE, agree, first_line
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Tree
 
-FEW = 100  # steps of a chunk: a job of fewer is not measured, which takes a few of them
+PART = 0.05  # of the model-steps of a job: measuring does no more
+TIMED = 2  # times that a slow step is done to measure it; the first one warms up
 MEASURED = 1.0  # seconds: a shorter job is not measured
 COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
 COMPILED_LONG = 20.0  # the same where a step of a chunk is a long one
@@ -113,8 +114,8 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     With ``resize`` a compiled program may be for fewer members than a chunk is for otherwise.
     """
     first = next(iter(job.steps))
-    members = min(chosen.member_chunk, max(job.groups))
-    if job.model_steps < FEW * members:
+    members = min(chosen.member_chunk, max(job.groups), int((PART * job.model_steps - TIMED) / TIMED))
+    if members < 1:
         return chosen, {}
     key = f"{machine(job.device)}; {job.what}; {members} members"
     known = recall(key)
