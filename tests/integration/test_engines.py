@@ -358,3 +358,29 @@ def test_a_member_that_is_too_large_for_the_memory_is_an_error(monkeypatch: pyte
     monkeypatch.setattr("l2path.path.driver.run_steps", fails)
     with pytest.raises(RuntimeError, match="can't allocate"):
         train(engine="vmap")
+
+
+class Forecaster(nn.Module):
+    """Two bidirectional recurrent layers with dropout between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(1, 3, num_layers=2, bidirectional=True, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rnn.flatten_parameters()
+        out: Tensor = self.head(self.rnn(x.unsqueeze(-1))[0][:, -1])
+        return out
+
+
+def test_recurrent_members_with_dropout_are_compiled(two_threads: None) -> None:
+    def forecaster() -> nn.Module:
+        torch.manual_seed(0)
+        return Forecaster().double()
+
+    found, other = (train(module=forecaster(), engine=e, epochs=2) for e in ("compiled", "loop"))
+    assert found.engine.kind == "compiled"
+    assert_trees_close(found.params, other.params, RTOL)
+    assert_trees_close(found.history, other.history, RTOL)
+    assert type(found.best.module().rnn) is nn.GRU

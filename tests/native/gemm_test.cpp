@@ -1,9 +1,8 @@
-// The kernel of src/l2path/lowerings/gemm.cpp against three plain loops, over odd sizes and strides; built and run
+// The product of src/l2path/lowerings/product.h against three plain loops, over odd sizes and strides; built and run
 // under AddressSanitizer and UndefinedBehaviorSanitizer by `nox -s sanitize`. Every operand has an allocation of its
 // own that ends with its last element, so that a read or write beyond it is seen.
 
-#define L2PATH_GEMM_ALONE
-#include "../../src/l2path/lowerings/gemm.cpp"
+#include "../../src/l2path/lowerings/product.h"
 
 #include <cmath>
 #include <cstdio>

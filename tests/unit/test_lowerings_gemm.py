@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l2path.lowerings import native
 from tests.unit.lowerings_kernels import native_kernels
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 70)
@@ -229,8 +228,3 @@ def test_python_threads_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-
-
-def test_the_source_is_part_of_the_package() -> None:
-    assert native.SOURCE.is_file()
-    assert native.SOURCE.parent.name == "lowerings"

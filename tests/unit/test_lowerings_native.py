@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -80,7 +81,7 @@ def test_a_compiler_that_makes_nonsense(monkeypatch: pytest.MonkeyPatch, tmp_pat
     compiler(tmp_path, monkeypatch, 'for last; do :; done; echo nonsense > "$last"')
     status = lowerings.prepare(wait=None)
     assert status.state == "failed"
-    assert "gemm-" in status.reason
+    assert "kernels-" in status.reason
     # It is not kept: the next process tries again.
     assert list(native.cache_folder().iterdir()) == []
     assert_stock()
@@ -102,7 +103,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_switch_holds_for_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native._build, "status", lowerings.Status("ready", library=Path("gemm-1.so")))
+    monkeypatch.setattr(native._build, "status", lowerings.Status("ready", library=Path("kernels-1.so")))
     assert lowerings.enabled()
     monkeypatch.setenv(native.SWITCH, "0")
     assert_stock()
@@ -122,7 +123,7 @@ def test_a_forked_child_does_not_wait_for_its_parents_build(monkeypatch: pytest.
     monkeypatch.setattr(native._build, "status", lowerings.Status("building"))
     native._forget()
     assert lowerings.status().state == "absent"
-    ready = lowerings.Status("ready", library=Path("gemm-1.so"))
+    ready = lowerings.Status("ready", library=Path("kernels-1.so"))
     monkeypatch.setattr(native._build, "status", ready)
     native._forget()
     assert lowerings.status() == ready
@@ -132,7 +133,7 @@ def test_processes_that_build_at_once_leave_one_whole_library(tmp_path: Path) ->
     slow = tmp_path / "slow"
     slow.write_text('#!/bin/sh\nfor last; do :; done\nprintf one > "$last"; sleep 0.05; printf two >> "$last"\n')
     slow.chmod(0o755)
-    library = native.cache_folder() / "gemm-1.so"
+    library = native.cache_folder() / "kernels-1.so"
     threads = [threading.Thread(target=native._compile, args=(native._Build(), [str(slow)], library)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -140,7 +141,7 @@ def test_processes_that_build_at_once_leave_one_whole_library(tmp_path: Path) ->
     while any(thread.is_alive() for thread in threads):
         assert not library.exists() or library.read_text() == "onetwo"
     assert library.read_text() == "onetwo"
-    assert [path.name for path in library.parent.iterdir()] == ["gemm-1.so"]
+    assert [path.name for path in library.parent.iterdir()] == ["kernels-1.so"]
 
 
 def test_the_library_is_kept_apart_by_what_it_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -158,16 +159,26 @@ def test_the_library_is_kept_apart_by_what_it_depends_on(monkeypatch: pytest.Mon
     first = build()
     assert build() == first
     assert (native.cache_folder() / first).read_text() == "made\n"  # once
-    source = tmp_path / "gemm.cpp"
-    source.write_text("// another")
-    monkeypatch.setattr(native, "SOURCE", source)
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for source in native.sources():
+        (folder / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(native, "SOURCE", folder / native.SOURCE.name)
+    build()
+    (folder / "product.h").write_text("// another")  # which it includes
     build()
     monkeypatch.setattr(torch, "__version__", "9.9")
     build()
     file = tmp_path / "compiler"
     file.write_text(file.read_text().replace("exit 0", "echo '#define __AVX9__ 1'; exit 0"))
     build()
-    assert len(set(made)) == 4
+    assert len(set(made)) == 5
+
+
+def test_the_sources_are_all_there() -> None:
+    sources = {source.name: source.read_text() for source in native.sources()}
+    included = {name for text in sources.values() for name in re.findall(r'#include "(.*)"', text)}
+    assert {*included, native.SOURCE.name} == set(sources)
 
 
 def test_the_end_of_the_process_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from l2path.functional.checks import check_module
 from l2path.functional.copying import copied_module
+from l2path.functional.lowered_recurrent import can_be_lowered, lower_layers
 from l2path.functional.substitutes import Substitutes, first_member
 from l2path.trees import map_tensors, tensor_leaves
 from l2path.types import Batch, Buffers, Params
@@ -150,6 +151,19 @@ class Functional:
         # The tensors of a template are never read (a call brings its own), so that the two can share them.
         tensors = (*self.template.parameters(), *self.template.buffers())
         return replace(self, template=copied_module(self.template, tensors).eval())
+
+    def lowered(self) -> Functional:
+        """Return the same functional with recurrent layers as fused operations, which compiled programs can run.
+
+        Calls give the same to rounding. Itself if it has no layer that can be replaced: exactly ``nn.LSTM``, without
+        ``proj_size``, or ``nn.GRU``. A fused layer takes no packed sequence, knows no autocast and has no second
+        derivatives.
+        """
+        if not any(map(can_be_lowered, self.template.modules())):
+            return self
+        template = copied_module(self.template, (*self.template.parameters(), *self.template.buffers()))
+        lower_layers(template)
+        return replace(self, template=template)
 
     def materialize(self, params: Params, buffers: Buffers) -> nn.Module:
         """Return a new module of the caller's own class that holds these values."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from l2path.lowerings import native
+from l2path.lowerings import native, recurrent
 from l2path.lowerings.products import replace
 
 
@@ -38,4 +38,5 @@ def rewrite(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     graph.set_codegen(module.graph._codegen)  # how arguments and results are nested
-    return fx.GraphModule(module, graph) if replace(graph, library) else module
+    changed = replace(graph, library) + recurrent.use_native(graph)
+    return fx.GraphModule(module, graph) if changed else module

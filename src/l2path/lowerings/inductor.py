@@ -1,20 +1,21 @@
-"""The native products as a pass over the graphs that inductor compiles; imports inductor, which takes a second."""
+"""The native kernels as a pass over the graphs that inductor compiles; imports inductor, which takes a second."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._ops import OpOverload
 
-from l2path.lowerings import native
+from l2path.lowerings import native, recurrent
 from l2path.lowerings.products import replace
 
 
-class NativeProducts(CustomGraphPass):
-    """Replaces products late in a graph, when it is functional and its shapes and strides are known.
+class NativeKernels(CustomGraphPass):
+    """Puts native kernels in late in a graph, when it is functional and its shapes and strides are known.
 
     Parameters
     ----------
@@ -29,6 +30,7 @@ class NativeProducts(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         """Change a graph in place."""
         replace(graph, self.library)
+        recurrent.use_native(graph)
 
     def uuid(self) -> str:
         """Return what tells compilations with other kernels from these."""
@@ -46,12 +48,17 @@ class ByName(dict[str, list[str]]):
 
 
 def options(library: Path) -> dict[str, Any]:
-    """Return the options of inductor that put the native products in."""
-    declared = "AOTITorchError aoti_torch_cpu_{}(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* result)"
+    """Return the options of inductor that put the native kernels in."""
     return {
-        "post_grad_custom_post_pass": NativeProducts(library),
+        "post_grad_custom_post_pass": NativeKernels(library),
         # With cpp_wrapper=True: call the C function, in place of a look-up by name each time.
-        "aot_inductor.custom_ops_to_c_shims": ByName(
-            {f"l2path::{name}": [declared.format(name)] for name in native.OPERATIONS}
-        ),
+        "aot_inductor.custom_ops_to_c_shims": ByName({f"l2path::{name}": [_declared(name)] for name in native.names()}),
     }
+
+
+def _declared(name: str) -> str:
+    """Return the declaration of an operation's C function, as inductor calls it: results come last."""
+    schema = getattr(torch.ops.l2path, name).default._schema
+    operands = [f"AtenTensorHandle {operand.name}" for operand in schema.arguments]
+    results = [f"AtenTensorHandle* result{i}" for i in range(len(schema.returns))]
+    return f"AOTITorchError aoti_torch_cpu_{name}({', '.join(operands + results)})"

@@ -1,4 +1,4 @@
-"""The native kernels of ``gemm.cpp``: built in the background when asked for, never required.
+"""The native kernels of ``kernels.cpp``: built in the background when asked for, never required.
 
 What is built is kept where torch keeps compiled extensions, under a name that says what it was built from, by which
 compiler and for which processor, so that it is built once for a machine and not used on another. A build happens in
@@ -24,11 +24,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from l2path.lowerings import recurrent
+
 SWITCH = "L2PATH_NATIVE"
 """Environment variable: "0" keeps to torch's own kernels."""
 
-SOURCE = Path(__file__).with_name("gemm.cpp")
-OPERATIONS = ("tiled_bmm", "tiled_mm")
+SOURCE = Path(__file__).with_name("kernels.cpp")
+"""What is compiled; it includes other files of its folder."""
+PRODUCTS = ("tiled_bmm", "tiled_mm")
 
 
 class Status(NamedTuple):
@@ -111,14 +114,16 @@ def _load(build: _Build) -> Path:
     compiler = find_compiler()
     root = Path(torch.__file__).parent
     command = [
-        *(compiler, "-std=c++17", "-O3", *_processor_flags(), "-ffp-contract=fast", "-fPIC", "-shared"),
+        # -O3 takes a compiler twice as long, and what it makes is no faster.
+        *(compiler, "-std=c++17", "-O2", *_processor_flags(), "-ffp-contract=fast", "-fPIC", "-shared"),
         *("-I", str(root / "include"), str(SOURCE), "-L", str(root / "lib"), "-ltorch_cpu"),
     ]
     # The predefined macros tell the compiler's version, and with -march=native the processor's abilities.
     macros = _call(build, [compiler, *_processor_flags(), "-x", "c++", "-dM", "-E", os.devnull])
     digest = hashlib.sha256("\n".join([*command, macros, torch.__version__]).encode())
-    digest.update(SOURCE.read_bytes())
-    library = cache_folder() / f"gemm-{digest.hexdigest()[:24]}.so"
+    for source in sources():
+        digest.update(source.read_bytes())
+    library = cache_folder() / f"kernels-{digest.hexdigest()[:24]}.so"
     if not library.exists():
         _compile(build, command, library)
     try:
@@ -127,6 +132,11 @@ def _load(build: _Build) -> Path:
         library.unlink(missing_ok=True)
         raise
     return library
+
+
+def sources() -> list[Path]:
+    """Return all files that the library is made of."""
+    return sorted(file for file in SOURCE.parent.iterdir() if file.suffix in (".cpp", ".h"))
 
 
 def find_compiler() -> str:
@@ -197,7 +207,8 @@ def _call(build: _Build, command: list[str]) -> str:
 
 def _install(library: Path) -> None:
     """Load a library and declare its operations."""
-    for name in OPERATIONS:
+    recurrent.declare_native()
+    for name in PRODUCTS:
         if not hasattr(torch.ops.l2path, name):
             # Any layout of the operands will do, so inductor has no reason to copy them.
             tags = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
@@ -211,7 +222,12 @@ def _install(library: Path) -> None:
 
 
 def _has_kernels() -> bool:
-    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"l2path::{name}", "CPU") for name in OPERATIONS)
+    return all(torch._C._dispatch_has_kernel_for_dispatch_key(f"l2path::{name}", "CPU") for name in names())
+
+
+def names() -> list[str]:
+    """Return the names of all operations that the library has kernels for."""
+    return [*PRODUCTS, *(f"native_{name}" for name in recurrent.SCHEMAS)]
 
 
 def _shape_of_product(a: Tensor, b: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def train_members(
 
         if templates[s] not in steps:
             looped = step(fn.with_substitutes(None), grad_with_autograd)
-            traced = step(fn.with_substitutes(None), grad_with_torch_func)
+            traced = step(fn.with_substitutes(None).lowered(), grad_with_torch_func)
             steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped, traced)
     owners = {templates[s]: s for s in reversed(table.seeds)}
     members = {key: [k for k in every if table.keys[k] == key] for key in keys}

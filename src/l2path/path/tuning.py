@@ -240,7 +240,7 @@ def noise_of(job: Job, module: int) -> Noise | None:
         return None
     state, extra = job.sample(module, 1)
     one, own = take(state, 0), take(extra, 0)
-    return Noise(lambda batch: job.steps[module].looped(one, batch, own), job.device)
+    return Noise(lambda batch: job.steps[module].traced(one, batch, own), job.device)
 
 
 def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:

@@ -1,0 +1,4 @@
+// All kernels in one file, so that a compiler makes what they share once.
+
+#include "gemm.cpp"
+#include "recurrent.cpp"
