@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Lets a loop's body have side effects that end within it; private, and pinned by the tests of compiled dropout.
+# The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private, and
+# pinned by the tests of compiled programs in threads and of compiled dropout.
+from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
@@ -105,7 +107,9 @@ class Compiled:
                 state, metrics = self._call(state, block.stacked(t, n), per_member)
             else:
                 n = 1
-                state, metrics = self.vmapped(state, block.batches[t], per_member)
+                # A call swaps the module's parameters: one thread at a time, and none that compiles.
+                with compile_lock:
+                    state, metrics = self.vmapped(state, block.batches[t], per_member)
                 metrics = [m.unsqueeze(0) for m in tree_leaves(metrics)]
             parts.append(metrics)
             t += n

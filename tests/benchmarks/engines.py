@@ -1,219 +1,169 @@
-"""Rates of ``batch_train`` on a user's plain modules beside what else there is: torch.optim loops and JAX.
+"""``batch_train`` on a user's plain modules beside what else there is: loops over torch.optim, and JAX.
 
-    python tests/benchmarks/engines.py                 every workload, K = 8 and 32
-    python tests/benchmarks/engines.py mlp 8           one of them
+    python -m tests.benchmarks.engines                  every workload at K = 8, 32 and 128: hours
+    python -m tests.benchmarks.engines mlp tfm 8        some of them: a few minutes each
+    python -m tests.benchmarks.engines --quick mlp      one of them in under a minute, written nowhere
+    python -m tests.benchmarks.engines --switches mlp   one technique after the other switched off
+    python -m tests.benchmarks.engines --scale          tiny at K from 1 to 4096
 
-All contenders run one after the other within one round, and rounds are repeated; what is printed is the best of the
-rounds, in model-steps (members x steps) per second while training goes on: without compilation, whose seconds
-stand beside it. Every contender may use all cores:
+Each contender has processes of its own, which stay for all rounds; in a round all contenders take turns, and who is not
+in turn waits. A rate is model-steps (members x steps) per second of whole epochs while training goes on. The time of
+the first epoch includes compilation, with empty caches; native kernels are built before (once on a machine). Whole jobs
+run in fresh processes, and all but importing is timed.
 
-* loops: one process per core, one thread each, torch.optim with its fused implementation;
-* JAX, one process: jit(scan(vmap(step))) with all cores, donated state; JAX, per core: the same with half of the
-  members in each of two processes pinned to a core;
-* batch_train: with as many threads as there are cores; "vmap", "compiled", and what "auto" takes.
+* loops: one process per core with one thread each, torch.optim with its fused implementation;
+* JAX: jit(scan(vmap(step))) over an epoch with donated state, in one process with all cores, and as one pinned process
+  per core with a part of the members each;
+* batch_train, with all cores: "vmap", "compiled", the same with torch's own kernels alone, and what "auto" takes.
+
+Results are kept in docs/benchmarks, from which docs/benchmarks.md is written.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import multiprocessing
-import os
-import platform
-import subprocess
-import sys
-import time
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from l2path import lowerings
+from tests.benchmarks import _report
+from tests.benchmarks._processes import cores, machine, side_by_side, whole_job
+from tests.benchmarks._worker import Task
+from tests.benchmarks._workloads import ALL, SAID, VARIATIONS, WORKLOADS
 
-import l2path
-
-CORES = len(os.sched_getaffinity(0))
-ROUNDS = 3
-SECONDS = 2.0  # of training in a round, about
+ROUNDS, SECONDS = 3, 2.0
+LIMIT = 600.0  # seconds that an answer may take
+JOBS = (10**3, 10**4, 10**5)
+LONG = 60.0  # seconds: a loop that would take longer is not run to its end
+SIZES = (8, 32, 128)
+SCALE = (1, 4, 16, 64, 256, 1024, 4096)
 
 
-class Workload(NamedTuple):
-    """A module, its batches and its loss."""
-
-    make: Callable[[], nn.Module]
-    inputs: tuple[int, ...]
-    classes: int  # 0: regression
-    batch: int
+def per_core(task: Task) -> list[Task]:
+    """Return a task as one pinned process per core, with a part of the members each."""
+    k, n = task.members, len(cores())
+    shares = [k // n + (i < k % n) for i in range(n)]
+    return [replace(task, members=m, core=core) for m, core in zip(shares, cores(), strict=True) if m]
 
 
-class Forecaster(nn.Module):
-    """An LSTM and a linear layer on its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[B, 1]``."""
-        out: Tensor = self.head(self.lstm(x)[0][:, -1])
-        return out
-
-
-class Encoder(nn.Module):
-    """One encoder layer without dropout, and a linear layer on the mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[B, 10]``."""
-        out: Tensor = self.head(self.layer(x).mean(1))
-        return out
+def contenders(name: str, members: int) -> dict[str, list[Task]]:
+    """Return the tasks of each contender, by label."""
+    task = Task("l2path", name, members, ALL[name].batches)
+    found = {"loops": per_core(replace(task, kind="loops", members=len(cores())))}
+    if name in WORKLOADS:  # there are no variations in JAX
+        jax = replace(task, kind="jax")
+        found |= {"JAX": [jax], "JAX per core": per_core(jax)}
+    compiled = replace(task, engine="compiled")
+    return found | {
+        "vmap": [replace(task, engine="vmap")],
+        "compiled": [compiled],
+        "stock kernels": [replace(compiled, native=False)],
+        "auto": [task],
+    }
 
 
-def mlp() -> nn.Module:
-    """64-128-128-10."""
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+def jobs(name: str, members: int, rows: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the seconds of whole jobs, by model-steps and label; ``rows`` hold the rates."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for total in JOBS:
+        steps = max(1, round(total / members))
+        batches = min(64, steps)
+        task = Task("l2path", name, members, batches, epochs=max(1, round(steps / batches)))
+        ways = {"loops": per_core(replace(task, kind="loops")), "JAX": [replace(task, kind="jax")], "auto": [task]}
+        done = found[str(total)] = {}
+        for label, tasks in ways.items():
+            before = found.get(str(total // 10), {}).get(label, {})
+            seconds = 0.0
+            if label != "auto" and "steps" in before and rows[label].get("rates"):
+                more = members * task.batches * task.epochs - before["steps"]
+                seconds = before["seconds"] + more / _report.best(rows[label])
+            extrapolated = {"seconds": round(seconds, 1), "extrapolated": True}
+            done[label] = extrapolated if seconds > LONG else whole_job(tasks, LIMIT)
+            print(f"    {total} model-steps, {label}: {done[label].get('seconds', '-')} s", flush=True)
+    return found
 
 
-def tiny() -> nn.Module:
-    """13-32-1."""
-    return nn.Sequential(nn.Linear(13, 32), nn.Tanh(), nn.Linear(32, 1))
+def switches(name: str, members: int) -> dict[str, list[Task]]:
+    """Return tasks with one technique after the other switched off."""
+    on = Task("l2path", name, members, ALL[name].batches, engine="compiled")
+    return {
+        "all": [on],
+        "without native kernels": [replace(on, native=False)],
+        "one step per call": [replace(on, change={"steps": 1})],
+        "one worker": [replace(on, change={"workers": 1})],
+        "all members in one chunk": [replace(on, change={"member_chunk": members})],
+        "not compiled": [replace(on, engine="vmap")],
+    }
 
 
-def cnn() -> nn.Module:
-    """Two convolutions of 3 x 3."""
-    first = (nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(
-        *first, nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10)
+def scale() -> dict[str, list[Task]]:
+    """Return tasks of more and more members."""
+    return {str(k): [Task("l2path", "tiny", k, 64)] for k in SCALE}
+
+
+def show(title: str, rows: Mapping[str, dict[str, Any]]) -> None:
+    """Print a table."""
+    base = max(next(iter(rows.values())).get("rates", [0.0]), default=0.0)
+    print(f"{title}\n{'':24s}    best  median  ratio  first epoch s   MiB  engine", flush=True)
+    for label, row in rows.items():
+        if "error" in row:
+            print(f"{label:24s}  -  {row['error']}")
+            continue
+        best, middle = _report.best(row), _report.median(row)
+        ratio = best / base if base else float("nan")
+        print(f"{label:24s} {best:7.0f} {middle:7.0f} {ratio:6.2f} {row['first']:14.1f} {row['memory']:5d}", end="")
+        print(f"  {_report.engine_of(row)}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description="Rates of batch_train beside loops and JAX.")
+    parser.add_argument("what", nargs="*", help=f"names, and numbers of members: {', '.join(ALL)}")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--quick", action="store_true", help="one workload in under a minute, without auto and stock kernels"
     )
-
-
-WORKLOADS = {
-    "tiny": Workload(tiny, (13,), 0, 32),
-    "mlp": Workload(mlp, (64,), 10, 128),
-    "lstm": Workload(Forecaster, (24, 4), 0, 32),
-    "tfm": Workload(Encoder, (16, 64), 10, 32),
-    "cnn": Workload(cnn, (1, 16, 16), 10, 64),
-}
-BATCHES = 64  # in an epoch
-
-
-def data(workload: Workload) -> tuple[Tensor, Tensor]:
-    """Return rows of random numbers for an epoch of whole batches."""
-    torch.manual_seed(0)
-    n = BATCHES * workload.batch
-    targets = torch.randint(0, workload.classes, (n,)) if workload.classes else torch.randn(n, 1)
-    return torch.randn(n, *workload.inputs), targets
-
-
-def loss_of(workload: Workload) -> Any:
-    """Return the loss of a workload."""
-    return F.cross_entropy if workload.classes else F.mse_loss
-
-
-def ours(name: str, members: int, engine: Any, epochs: int) -> tuple[float, float, Any]:
-    """Return rate, seconds before the first epoch was over, and the engine, of one run."""
-    workload, ends = WORKLOADS[name], []
-    torch.manual_seed(0)
-    started = time.perf_counter()
-    result = l2path.batch_train(
-        workload.make(), data(workload), loss_fn=loss_of(workload), optimizer=l2path.sgd(lr=0.01, momentum=0.9),
-        lambdas=l2path.lambda_grid(1e-6, 1e-2, members), epochs=epochs, batch_size=workload.batch, engine=engine,
-        on_epoch=lambda _: ends.append(time.perf_counter()),
-    )  # fmt: skip
-    spans = [b - a for a, b in itertools.pairwise(ends)]
-    return members * BATCHES / sorted(spans)[len(spans) // 2], ends[0] - started, result.engine
-
-
-def loop(name: str, seconds: float) -> float:
-    """Return the rate of one torch.optim loop on one thread."""
-    torch.set_num_threads(1)
-    workload = WORKLOADS[name]
-    x, y = data(workload)
-    module, loss = workload.make(), loss_of(workload)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, fused=True)
-    batches = list(zip(x.split(workload.batch), y.split(workload.batch), strict=True))
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        for inputs, targets in batches:
-            optimizer.zero_grad()
-            loss(module(inputs), targets).backward()
-            optimizer.step()
-        best = max(best, len(batches) / (time.perf_counter() - started))
-    return best
-
-
-def jax_rate(name: str, members: int, seconds: float) -> float:
-    """Return the rate of jit(scan(vmap(step))) in this process."""
-    from tests.benchmarks._jax_peers import rate
-
-    return rate(name, members, seconds)
-
-
-def pinned(core: int, call: str, arguments: list[Any]) -> subprocess.Popen[str]:
-    """Start this script on one core to do one measurement."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path[1:]])}
-    command = [sys.executable, __file__, "--peer", call, json.dumps(arguments)]
-    if core >= 0:
-        command = ["taskset", "-c", str(core), *command]
-    else:
-        env.pop("OMP_NUM_THREADS")
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-
-
-def peer(call: str, arguments: list[Any], *, per_core: bool) -> float:
-    """Return the rate of a peer, summed over the processes."""
-    cores = sorted(os.sched_getaffinity(0)) if per_core else [-1]
-    running = [pinned(core, call, arguments) for core in cores]
-    return sum(float(process.communicate()[0].strip().splitlines()[-1]) for process in running)
-
-
-def compare(name: str, members: int, *, with_jax: bool) -> None:
-    """Print a row."""
-    torch.set_num_threads(CORES)
-    best: dict[str, float] = {}
-    warm: dict[str, float] = {}
-    rough = ours(name, members, "vmap", 3)[0]
-    chosen: dict[str, Any] = {"vmap": "vmap", "compiled": "compiled", "compiled, stock kernels": "compiled"}
-    for _ in range(ROUNDS):
-        found = {"loops": peer("loop", [name, SECONDS], per_core=True)}
-        if with_jax:
-            found["JAX"] = peer("jax", [name, members, SECONDS], per_core=False)
-            found["JAX per core"] = peer("jax", [name, max(1, members // CORES), SECONDS], per_core=True)
-        for label, engine in chosen.items():
-            os.environ["L2PATH_NATIVE"] = "0" if "stock" in label else "1"
-            epochs = 4 + int(SECONDS * rough * (1 if label == "vmap" else 4) / (members * BATCHES))
-            found[label], seconds, used = ours(name, members, engine, epochs)
-            warm[label] = max(warm.get(label, 0.0), seconds)
-            chosen[label] = used  # the same chunks in every round
-        best = {label: max(rate, best.get(label, 0.0)) for label, rate in found.items()}
-    print(f"{name} K {members}: " + ", ".join(f"{label} {rate:.0f}" for label, rate in best.items()))
-    chunk = chosen["compiled"].member_chunk
-    ratios = {label: best["compiled"] / rate for label, rate in best.items() if label != "compiled"}
-    print("    compiled is faster by: " + ", ".join(f"{label} {ratio:.2f}" for label, ratio in ratios.items()))
-    print(f"    chunk {chunk}, first epoch after {warm['compiled']:.1f} s (vmap {warm['vmap']:.1f} s)", flush=True)
-
-
-def main() -> None:
-    """Compare what was asked for."""
-    warnings.simplefilter("ignore")
-    if sys.argv[1:2] == ["--peer"]:
-        call, arguments = sys.argv[2], json.loads(sys.argv[3])
-        print(loop(*arguments) if call == "loop" else jax_rate(*arguments))
+    modes.add_argument("--switches", action="store_true", help="one technique after the other switched off")
+    modes.add_argument("--scale", action="store_true", help="the tiny workload at K from 1 to 4096")
+    parser.add_argument("--no-jobs", action="store_true", help="leave out whole jobs")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a contender in a round")
+    parser.add_argument("--out", type=Path, default=_report.RESULTS, help="folder of the results")
+    asked = parser.parse_args(arguments)
+    sizes = [int(a) for a in asked.what if a.isdigit()]
+    names = [a for a in asked.what if not a.isdigit()]
+    if unknown := sorted(set(names) - set(ALL)):
+        parser.error(f"no workload called {', '.join(unknown)}; there are: {', '.join(ALL)}")
+    lowerings.prepare(wait=None)
+    if asked.quick:
+        name, members = (names or ["mlp"])[0], (sizes or [8])[0]
+        left_out = ("stock kernels", "auto")  # each would compile once more
+        found = {label: tasks for label, tasks in contenders(name, members).items() if label not in left_out}
+        show(f"{name}, K = {members}", side_by_side(found, 2, 0.7, LIMIT, together=True))
+        print("The contenders warmed up at the same time: without --quick the first epoch is earlier.")
         return
-    asked = [a for a in sys.argv[1:] if not a.isdigit()] or list(WORKLOADS)
-    sizes = [int(a) for a in sys.argv[1:] if a.isdigit()] or [8, 32]
-    print(f"{platform.processor() or platform.machine()}, {CORES} cores, torch {torch.__version__}")
-    for name in asked:
-        for members in sizes:
-            compare(name, members, with_jax=name != "cnn")  # there a vmapped convolution takes JAX seconds a step
+    about = {"machine": machine(), "rounds": asked.rounds, "seconds": asked.seconds}
+    if asked.scale:
+        rows = side_by_side(scale(), asked.rounds, asked.seconds, LIMIT)
+        show("tiny, by K", rows)
+        _report.keep(asked.out, "scale-tiny", {"kind": "scale", "workload": "tiny", **about, "rows": rows})
+    for name in [] if asked.scale else names or (["mlp", "tiny"] if asked.switches else ALL):
+        few = [32] if asked.switches or name in VARIATIONS else SIZES
+        for members in sizes or few:
+            about["machine"] = machine()
+            case = {"workload": name, "members": members, "said": SAID[name], "order": list(ALL).index(name), **about}
+            tasks = switches(name, members) if asked.switches else contenders(name, members)
+            rows = side_by_side(tasks, asked.rounds, asked.seconds, LIMIT)
+            show(f"{name}, K = {members}", rows)
+            if asked.switches:
+                _report.keep(asked.out, f"switches-{name}-{members}", {"kind": "switches", **case, "rows": rows})
+                continue
+            done = jobs(name, members, rows) if name in WORKLOADS and not asked.no_jobs else {}
+            _report.keep(asked.out, f"{name}-{members}", {"kind": "rates", **case, "rows": rows, "jobs": done})
+    _report.write(asked.out)
 
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
     main()

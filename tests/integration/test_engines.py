@@ -89,6 +89,21 @@ def test_members_that_leave_change_nothing_for_the_others(compiled: l2path.PathR
     assert_trees_close(early.params, other.params, RTOL)
 
 
+def test_steps_that_do_not_fill_a_call_are_right_in_threads(compiled: l2path.PathResult) -> None:
+    """Two workers do many of them at the same time, on one module."""
+    data = classes(200)
+    options: dict[str, Any] = {
+        "loss_fn": F.cross_entropy, "optimizer": l2path.sgd(lr=0.1), "epochs": 15, "batch_size": 8,
+        "lambdas": l2path.lambda_grid(1e-4, 1.0, 8),
+    }  # fmt: skip
+    engine = Engine("compiled", 4, workers=2, steps=9)  # 25 batches: 2 calls and 7 steps
+    found = l2path.batch_train(smooth(), data, engine=engine, **options)
+    assert found.engine.kind == "compiled"
+    other = l2path.batch_train(smooth(), data, engine="vmap", **options)
+    assert_trees_close(found.params, other.params, RTOL)
+    assert_trees_close(found.history, other.history, RTOL)
+
+
 def test_a_program_that_fails_half_way_is_done_without(
     compiled: l2path.PathResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

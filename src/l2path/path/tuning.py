@@ -37,6 +37,8 @@ SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operatio
 COMPILE_SECONDS = 6.0  # that it takes for the smallest program
 BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
+GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
+MOST_STEPS = 64  # in a call: more are no faster
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
 FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
 
@@ -91,16 +93,17 @@ class Job:
         per_epoch = [math.ceil(s.rows / s.batch_size) if s.rows and s.batch_size else 0 for s in self.sources]
         return float(self.epochs * sum(n * m for n, m in zip(per_epoch, self.groups, strict=True)))
 
-    @property
-    def most_steps(self) -> int:
-        """Steps to do in one call: of up to 64 the number that leaves the fewest over at the end of an epoch."""
+    def steps_of_a_call(self, seconds: float) -> int:
+        """Return how many steps to do in one call, where a vmapped model-step takes so many seconds.
+
+        Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end.
+        """
         size = sum(x.nbytes for x in tensor_leaves(self.batch))
-        most = max(1, min(64, BLOCK_BYTES // max(1, size)))
+        most = min(BLOCK_SECONDS * GAIN / (seconds * sum(self.groups)), BLOCK_BYTES / max(1, size), MOST_STEPS)
+        most = 2 ** int(math.log2(max(1.0, most)))  # so that noise in the seconds seldom makes a difference
         whole = [s.rows // s.batch_size for s in self.sources if s.rows and s.batch_size]
         n = min(whole, default=1)
-        if n <= most:
-            return max(1, n)
-        return min(range(most, most // 2, -1), key=lambda t: n % t)
+        return max(1, n) if n <= most else min(range(most, most // 2, -1), key=lambda t: n % t)
 
     @property
     def remainders(self) -> list[int]:
@@ -145,7 +148,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     try:
         size = compiled_chunk(job) if resize else members
         native = native_kernels(job.device)
-        wanted = Engine("compiled", size, workers=_workers(job), steps=_steps(job, vmapped), native=native)
+        wanted = Engine("compiled", size, workers=_workers(job), steps=job.steps_of_a_call(vmapped), native=native)
         found, programs = compiled(wanted, job)
     except Exception as error:  # of the compiler, which is not needed
         note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
@@ -190,7 +193,7 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
             first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
             vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
             native = native_kernels(job.device)
-            engine = replace(engine, workers=_workers(job), steps=_steps(job, vmapped), native=native)
+            engine = replace(engine, workers=_workers(job), steps=job.steps_of_a_call(vmapped), native=native)
         try:
             return compiled(engine, job)
         except Exception as error:
@@ -298,11 +301,6 @@ def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: 
                 return min(best, seconds)
             best = min(best, seconds)
     return best
-
-
-def _steps(job: Job, seconds: float) -> int:
-    """Return how many steps to do in one call, where a vmapped model-step takes so many seconds."""
-    return max(1, min(job.most_steps, int(BLOCK_SECONDS / (seconds * sum(job.groups)))))
 
 
 def _wait(device: torch.device) -> None:
