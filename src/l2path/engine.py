@@ -49,6 +49,8 @@ class Engine:
         Steps in one call; compiled only.
     native : bool
         Whether native kernels take part, where they are faster on this machine; compiled only.
+    partial : bool
+        Whether smaller last batches of an epoch have programs of their own, or go on vmapped; compiled only.
     """
 
     kind: Kind
@@ -57,10 +59,16 @@ class Engine:
     workers: int = 1
     steps: int = 1
     native: bool = False
+    partial: bool = True
 
     def __repr__(self) -> str:
         shown = [f"kind={self.kind!r}", f"member_chunk={self.member_chunk}", f"reason={self.reason!r}"]
-        shown += [f"workers={self.workers}", f"steps={self.steps}", f"native={self.native}"] * (self.kind == "compiled")
+        shown += [
+            f"workers={self.workers}",
+            f"steps={self.steps}",
+            f"native={self.native}",
+            f"partial={self.partial}",
+        ] * (self.kind == "compiled")
         return f"Engine({', '.join(shown)})"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_auto_takes_what_is_fastest(
         return times[kind]
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
-    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (engine, dict.fromkeys(job.steps)))
+    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps)))
     result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2))
     assert timed == asked
     assert result.engine.kind == kind
@@ -293,7 +294,7 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "native_kernels", lambda _: False)
-    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (engine, dict.fromkeys(job.steps)))
+    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps)))
 
     def kind(epochs: int, **changes: Any) -> tuple[str, list[str]]:
         timed.clear()

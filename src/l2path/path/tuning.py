@@ -30,11 +30,12 @@ from l2path.types import Batch, Tree
 PART = 0.05  # of the model-steps of a job: measuring does no more
 TIMED = 2  # times that a slow step is done to measure it; the first one warms up
 MEASURED = 1.0  # seconds: a shorter job is not measured
-COMPILED = 6.0  # times its compilation: a job shorter than this is not compiled
-COMPILED_LONG = 20.0  # the same where a step of a chunk is a long one
+COMPILED = 3.0  # times its compilation: a job shorter than this is not compiled
+COMPILED_LONG = 10.0  # the same where a step of a chunk is a long one, which is less likely to become faster
 LONG = 0.1  # seconds
+PARTIAL = 1.5  # times: what last batches must take for programs of their own
 SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
-COMPILE_SECONDS = 6.0  # that it takes for the smallest program
+COMPILE_SECONDS = 8.0  # that it takes for the smallest program
 BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
@@ -107,8 +108,12 @@ class Job:
 
     @property
     def remainders(self) -> list[int]:
-        """Rows of the last batches of an epoch that are smaller than the others."""
-        return sorted({s.rows % s.batch_size for s in self.sources if s.rows and s.batch_size} - {0})
+        """Rows of the last batches of an epoch that are smaller than the others: of two kinds, at most."""
+        return sorted({s.rows % s.batch_size for s in self.sources if s.rows and s.batch_size} - {0})[:2]
+
+    def partial_pays(self, seconds: float) -> bool:
+        """Return whether smaller last batches take longer, vmapped, than it takes to compile for them as well."""
+        return self.epochs * sum(self.groups) * seconds > PARTIAL * COMPILE_SECONDS * len(self.remainders)
 
 
 def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
@@ -148,8 +153,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     try:
         size = compiled_chunk(job) if resize else members
         native = native_kernels(job.device)
-        wanted = Engine("compiled", size, workers=_workers(job), steps=job.steps_of_a_call(vmapped), native=native)
-        found, programs = compiled(wanted, job)
+        found, programs = compiled(_wanted(job, size, vmapped, native=native), job)
     except Exception as error:  # of the compiler, which is not needed
         note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
@@ -163,16 +167,21 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     return replace(found, reason=said), programs
 
 
+def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
+    """Return the compiled engine for a job whose vmapped model-step takes so many seconds."""
+    steps, partial = job.steps_of_a_call(seconds), job.partial_pays(seconds)
+    return Engine("compiled", members, workers=_workers(job), steps=steps, native=native, partial=partial)
+
+
 def _may_pay(job: Job, known: Mapping[str, float], rest: float, chunk_step: float) -> bool:
     """Whether compiling pays in a job that takes ``rest`` seconds without.
 
-    Where nothing is known of a job like it, it must be long enough for the compilation to be a small part of it: a
-    smaller one for long steps, which are less likely to become faster.
+    Where nothing is known of a job like it, it must be so long that a moderate gain pays.
     """
     if "compiled" in known:
         return known["compiling"] + known["compiled"] * job.model_steps < FASTER * rest
     first = next(iter(job.steps))
-    programs = (1 + len(job.remainders[:2])) * len(job.steps)
+    programs = (1 + len(job.remainders) * job.partial_pays(known["vmapped"])) * len(job.steps)
     cost = programs * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
     return rest > (COMPILED if chunk_step < LONG else COMPILED_LONG) * cost
 
@@ -192,8 +201,8 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
         if asked:
             first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
             vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
-            native = native_kernels(job.device)
-            engine = replace(engine, workers=_workers(job), steps=job.steps_of_a_call(vmapped), native=native)
+            wanted = _wanted(job, engine.member_chunk, vmapped, native=native_kernels(job.device))
+            engine = replace(wanted, reason=engine.reason)
         try:
             return compiled(engine, job)
         except Exception as error:
@@ -262,7 +271,7 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None)
         state, extra = job.sample(module, engine.member_chunk)
         blocks = [[job.batch] * engine.steps]
-        blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders[:2]]  # noqa: B023
+        blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders if engine.partial]  # noqa: B023
         for block in map(Block, blocks):
             few = Block(block.batches[:2])
             with forked_rng(job.device):
