@@ -19,7 +19,7 @@ from l2path.functional import vmap
 from l2path.lowerings import measure, products
 from l2path.lowerings.measure import Layout, faster
 from tests.helpers import assert_trees_close
-from tests.unit.lowerings_kernels import native_kernels
+from tests.unit.lowerings_kernels import native_kernels, rewritten
 
 aten = torch.ops.aten
 
@@ -68,7 +68,7 @@ def test_a_traced_training_step_runs_on_native_products(dtype: torch.dtype, mode
     step, operands = training(dtype)
     stock = trace(step, *operands, mode=mode)
     before = targets_of(stock.graph)
-    lowered = lowerings.rewrite(stock)
+    lowered = rewritten(stock)
     after = targets_of(lowered.graph)
     # Three products forward, three for weights and two for activations backward.
     assert before.count(aten.bmm.default) == 8
@@ -86,7 +86,7 @@ def test_a_lone_training_step() -> None:
     step, operands = training(torch.float64, members=None)
     stock = trace(step, *operands)
     assert aten.addmm.default in targets_of(stock.graph)
-    lowered = lowerings.rewrite(stock)
+    lowered = rewritten(stock)
     after = targets_of(lowered.graph)
     assert {aten.mm.default, aten.addmm.default}.isdisjoint(after)
     assert after.count(torch.ops.l2path.tiled_mm.default) == 8
@@ -115,8 +115,7 @@ def test_which_products_are_replaced(
         torch.arange(2.0 * i + torch.Size(shape).numel())[2 * i :].view(shape) for i, shape in enumerate(operands)
     ]
     stock = trace(call, *tensors)
-    lowered = lowerings.rewrite(stock)
-    assert (lowered is not stock) == replaced
+    lowered = rewritten(stock)
     assert replaced == any(getattr(target, "namespace", "") == "l2path" for target in targets_of(lowered.graph))
     assert torch.equal(lowered(*tensors), call(*tensors))
 
@@ -132,7 +131,7 @@ def test_only_what_was_measured_to_be_faster_is_replaced(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(products, "faster", wide)
     a, b, c = torch.ones(2, 3, 4), torch.ones(2, 5, 4).mT, torch.ones(5, 6).expand(2, 5, 6)
-    lowered = lowerings.rewrite(trace(lambda a, b, c: a @ b @ c, a, b, c))
+    lowered = rewritten(trace(lambda a, b, c: a @ b @ c, a, b, c))
     targets = targets_of(lowered.graph)
     assert targets.count(aten.bmm.default) == 1
     assert targets.count(torch.ops.l2path.tiled_bmm.default) == 1

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from l2path import lowerings
 from l2path.lowerings import plain as formulas
 from l2path.lowerings import recurrent
 from tests.helpers import assert_trees_close
-from tests.unit.lowerings_kernels import native_kernels
+from tests.unit.lowerings_kernels import native_kernels, rewritten
 
 DTYPES = (torch.float32, torch.float64)
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-14}
@@ -223,7 +222,7 @@ def test_traced_graphs_run_on_native_operations(mode: Any) -> None:
         return torch.autograd.grad(recurrent.lstm(*leaves)[0].square().sum(), leaves)
 
     stock = make_fx(gradient, tracing_mode=mode)(*given)
-    lowered = lowerings.rewrite(stock)
+    lowered = rewritten(stock)
     called = [node.target for node in lowered.graph.nodes if node.op == "call_function"]
     assert torch.ops.l2path.native_lstm.default in called
     assert torch.ops.l2path.native_lstm_backward.default in called

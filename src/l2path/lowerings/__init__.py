@@ -12,7 +12,7 @@ Start the build early, and ask for the options when it is time to compile::
     step = torch.compile(step, options={"cpp_wrapper": True, **lowerings.compile_options()})
 """
 
-from l2path.lowerings.graphs import compile_options, rewrite
 from l2path.lowerings.native import Status, enabled, prepare, status
+from l2path.lowerings.options import compile_options
 
-__all__ = ["Status", "compile_options", "enabled", "prepare", "rewrite", "status"]
+__all__ = ["Status", "compile_options", "enabled", "prepare", "status"]

@@ -128,8 +128,8 @@ def batch_train(
         Show a progress bar; by default on a terminal only.
     engine : {"auto", "vmap", "compiled", "loop"} or Engine
         How members are executed; ``result.engine`` repeats a run. "auto" batches members with ``vmap``, and in a job
-        that takes seconds it times a step of one member as well and takes what is faster; a step of a job of a minute
-        and more is compiled.
+        that takes seconds it times a step of one member as well and takes what is faster; the step of a long job is
+        compiled, if that is faster.
     member_chunk : int or "auto"
         The most members that are live at once; of a compiled program what it is made for.
 
