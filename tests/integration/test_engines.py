@@ -144,6 +144,41 @@ def test_folds_share_one_program(two_threads: None, monkeypatch: pytest.MonkeyPa
     assert_trees_close(cv.members.params, other.members.params, RTOL)
 
 
+class Scaled(nn.Module):
+    """A factory may make modules that differ in what nothing shows."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 3), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.scale * self.layer(x)
+        return out
+
+
+@pytest.mark.parametrize(("scales", "compilations"), [((1.0, 1.0), 1), ((1.0, 1.5), 2)])
+def test_seeds_whose_modules_are_alike_share_a_program(
+    scales: tuple[float, float], compilations: int, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs: list[Compiled] = []
+    compile = Compiled.compile
+
+    def counted(self: Compiled, *args: Any) -> Any:
+        programs.append(self)
+        return compile(self, *args)
+
+    monkeypatch.setattr(Compiled, "compile", counted)
+
+    def trained(engine: str) -> l2path.PathResult:
+        made = iter(scales)
+        factory = lambda: Scaled(next(made)).double()  # noqa: E731
+        return train(module=factory, engine=engine, seeds=(0, 1), epochs=2, batch_size=25, validation=None)
+
+    found, other = trained("compiled"), trained("loop")
+    assert len(programs) == compilations
+    assert_trees_close(found.params, other.params, RTOL)
+
+
 class Noisy(nn.Module):
     """Masks of all kinds, drawn by layers and by functions."""
 

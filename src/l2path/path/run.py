@@ -198,6 +198,7 @@ def train_members(
         sample=lambda template, n: stacked([k % len(table) for k in range(n)], owners[template]),
         device=fns[seed].device,
         draws=verdict.draws,
+        alike=not any(anchors.values()) and alike(list(fns.values())),
         what=what_runs(fns[seed], settings, batch),
     )
     programs: dict[int, Compiled] = {}
@@ -285,6 +286,11 @@ def train_members(
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)
+
+
+def alike(fns: Sequence[Functional]) -> bool:
+    """Return whether modules look the same, and hold nothing that is not passed to them with every call."""
+    return not any(fn.frozen for fn in fns) and len({str(fn.template) for fn in fns}) == 1
 
 
 def what_runs(fn: Functional, settings: Settings, batch: Batch) -> str:

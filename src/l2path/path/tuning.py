@@ -73,6 +73,8 @@ class Job:
     device : torch.device
     draws : bool
         Whether a step draws random numbers.
+    alike : bool
+        Whether all modules are alike but for their parameters and buffers, as far as can be told.
     what : str
         What the seconds of a step depend on: the module, the shapes of parameters and batches, the optimizer.
     """
@@ -86,6 +88,7 @@ class Job:
     sample: Callable[[int, int], tuple[Tree, Tree]]
     device: torch.device
     draws: bool
+    alike: bool = False
     what: str = ""
 
     @property
@@ -159,7 +162,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
     took = time.perf_counter() - started
     fast = _seconds("compiled", programs[first], job, first, found.member_chunk) / found.member_chunk / found.workers
-    note(key, {"compiling": took, "compiled": fast})
+    note(key, {"compiling": min(took, known.get("compiling", took)), "compiled": fast})  # with warm caches, once
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}, compiled {fast * 1e6:.3g}"
     said = f"measured: {said} (in {took:.3g} s)"
     if fast > FASTER * seconds:
@@ -181,7 +184,8 @@ def _may_pay(job: Job, known: Mapping[str, float], rest: float, chunk_step: floa
     if "compiled" in known:
         return known["compiling"] + known["compiled"] * job.model_steps < FASTER * rest
     first = next(iter(job.steps))
-    programs = (1 + len(job.remainders) * job.partial_pays(known["vmapped"])) * len(job.steps)
+    modules = 1 if job.alike else len(job.steps)
+    programs = (1 + len(job.remainders) * job.partial_pays(known["vmapped"])) * modules
     cost = programs * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
     return rest > (COMPILED if chunk_step < LONG else COMPILED_LONG) * cost
 
@@ -258,37 +262,55 @@ def noise_of(job: Job, module: int) -> Noise | None:
 def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     """Compile the step of every module and check it against the vmapped one.
 
+    A program of one module is also for another that is made alike, where it gives what that one's vmapped step gives.
+
     Raises
     ------
     Exception
         Whatever torch says of a step that it cannot compile, and ValueError where the results differ.
     """
-    programs = {}
+    programs: dict[int, Compiled] = {}
     for module, steps in job.steps.items():
         noise = noise_of(job, module)
         if noise is not None and (why := noise.refused(job.batch)):
             raise ValueError(why)
+        blocks = [Block([job.batch] * engine.steps)]
+        if engine.partial:
+            blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
+        known = next(iter(programs.values()), None) if job.alike else None
+        if known is not None and all(_right(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
+            programs[module] = known
+            continue
         program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None)
-        state, extra = job.sample(module, engine.member_chunk)
-        blocks = [[job.batch] * engine.steps]
-        blocks += [[map_tensors(lambda x: x[:rows], job.batch)] for rows in job.remainders if engine.partial]  # noqa: B023
-        for block in map(Block, blocks):
-            few = Block(block.batches[:2])
-            with forked_rng(job.device):
-                want = run_steps("vmap", steps.batched, state, few, extra, partial(seeded, job.device))
-                if noise is not None:
-                    block = noise.beside(block, 0, 0)
-            with one_thread():
-                got = program.compile(state, block, extra)
-            dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
-            tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
-            pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]  # noqa: B023
-            pairs += [(got[0], want[0])] if len(few) == len(block) else []
-            if not all(agree(a, b, tolerance) for a, b in pairs):
+        for block in blocks:
+            if not _right(program.compile, block, job, module, engine.member_chunk, noise):
                 raise ValueError("compiled steps differ from vmapped ones")
         programs[module] = program
     workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
     return replace(engine, workers=max(1, workers)), programs
+
+
+def _right(
+    call: Callable[[Tree, Block, Tree], tuple[Tree, Tree]],
+    block: Block,
+    job: Job,
+    module: int,
+    members: int,
+    noise: Noise | None,
+) -> bool:
+    """Whether a compiled call agrees with a module's vmapped steps: in its metrics, and as a whole if it is short."""
+    state, extra = job.sample(module, members)
+    few = Block(block.batches[:2])
+    with forked_rng(job.device):
+        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device))
+        given = block if noise is None else noise.beside(block, 0, 0)
+    with one_thread():
+        got = call(state, given, extra)
+    dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
+    tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
+    pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
+    pairs += [(got[0], want[0])] if len(few) == len(block) else []
+    return all(agree(a, b, tolerance) for a, b in pairs)
 
 
 def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: int) -> float:
@@ -318,11 +340,11 @@ def _wait(device: torch.device) -> None:
 
 
 def _operations(job: Job, module: int) -> int:
-    """Return how many operations one vmapped step consists of."""
+    """Return how many operations one step to be compiled consists of."""
     state, extra = job.sample(module, 2)
 
     def step() -> Any:
-        return run_steps("vmap", job.steps[module].batched, state, Block([job.batch]), extra, lambda _: None)
+        return run_steps("vmap", job.steps[module].traced, state, Block([job.batch]), extra, lambda _: None)
 
     with forked_rng(job.device):
         return operations(step)
