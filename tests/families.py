@@ -533,7 +533,8 @@ FAMILIES: tuple[Family, ...] = (
     norm("RMSNorm", between(lambda: nn.RMSNorm(6)), numbers(5)),
     noise("Dropout", between(lambda: nn.Dropout(0.3)), numbers(5), replaces="dropout",
           note="masks are shared by all lambdas of a seed"),
-    noise("Dropout2d", image(lambda: nn.Conv2d(2, 4, 3), lambda: nn.Dropout2d(0.3), features=64), numbers(*small)),
+    noise("Dropout2d", image(lambda: nn.Conv2d(2, 4, 3), lambda: nn.Dropout2d(0.3), features=64), numbers(*small),
+          replaces="dropout2d"),
     noise("Dropout on sequences, transposed", lambda: Wired(
         lambda m, x: m.head(F.dropout(m.first(x).transpose(1, 2), 0.3, m.training).mean(2)),
         first=nn.Linear(3, 4), head=nn.Linear(4, 2)), numbers(*steps), replaces="dropout"),
