@@ -11,11 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-# The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private, and
-# pinned by the tests of compiled programs in threads and of compiled dropout.
-from torch._dynamo.convert_frame import compile_lock
-from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
@@ -62,7 +57,12 @@ class Compiled:
         *,
         noisy: bool = False,
     ) -> None:
-        self.members = members
+        # The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private,
+        # and pinned by the tests of compiled programs in threads and of compiled dropout. The import takes a second.
+        from torch._dynamo.convert_frame import compile_lock
+        from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
+
+        self.members, self._lock = members, compile_lock
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(given(step) if noisy else step, in_dims=(0, None, 0))
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
@@ -108,7 +108,7 @@ class Compiled:
             else:
                 n = 1
                 # A call swaps the module's parameters: one thread at a time, and none that compiles.
-                with compile_lock:
+                with self._lock:
                     state, metrics = self.vmapped(state, block.batches[t], per_member)
                 metrics = [m.unsqueeze(0) for m in tree_leaves(metrics)]
             parts.append(metrics)

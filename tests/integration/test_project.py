@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -206,3 +207,11 @@ def test_public_names_exist_and_are_in_the_api_page() -> None:
         assert hasattr(l2path, name)
     missing = [n for n in l2path.__all__ if not n.startswith("__") and not re.search(rf"\b{n}\b", page)]
     assert missing == [], "docs/api.md does not mention these public names"
+
+
+def test_importing_leaves_the_compiler_alone() -> None:
+    """It takes more than a second to import, which only a compiled job has to wait for."""
+    heavy = ("torch._dynamo", "torch._inductor", "sympy")
+    code = f"import sys, l2path; print([name for name in sys.modules if name.startswith({heavy})])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
