@@ -182,25 +182,28 @@ def _compile(build: _Build, command: list[str], library: Path) -> None:
 
 
 def _abandon(build: _Build, folder: Path) -> None:
-    if build.compiler is not None and build.compiler.poll() is None and hasattr(os, "killpg"):
+    with build.lock:  # a compiler that is being started is known afterwards
+        compiler = build.compiler
+    if compiler is not None and compiler.poll() is None and hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.killpg(build.compiler.pid, signal.SIGKILL)
+            os.killpg(compiler.pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _call(build: _Build, command: list[str]) -> str:
     """Return what a command prints; an error that quotes its complaint if it fails."""
-    build.compiler = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # an interrupt is meant for the user's program; and it ends with all its children
-    )
-    out, complaint = build.compiler.communicate()
-    if build.compiler.returncode:
+    with build.lock:
+        compiler = build.compiler = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # an interrupt is meant for the user's program; and it ends with all its children
+        )
+    out, complaint = compiler.communicate()
+    if compiler.returncode:
         raise RuntimeError(f"{command[0]} failed: {complaint.strip()[:2000]}")
     return out
 
