@@ -31,15 +31,14 @@ class Workers:
     @contextmanager
     def ahead(self, chunks: Sequence[Chunk], read: Mapping[int, Block]) -> Iterator[None]:
         """Begin with all chunks of a block; ``read`` holds the batches by source. All have ended afterwards."""
-        given: dict[int, Block] = {}  # by group
+        # All before the first one begins: what a step draws is noted in a call of the module, which others share.
+        groups = {id(chunk.group): chunk.group for chunk in chunks if id(chunk.group.source) in read}
+        given = {key: group.blocks(read[id(group.source)], group.step) for key, group in groups.items()}
         with one_thread():
             try:
                 for chunk in chunks:
-                    group = chunk.group
-                    if id(group.source) in read:
-                        if id(group) not in given:
-                            given[id(group)] = group.blocks(read[id(group.source)], group.step)
-                        self.begun[id(chunk)] = self.pool.submit(_alone, chunk, given[id(group)])
+                    if id(chunk.group) in given:
+                        self.begun[id(chunk)] = self.pool.submit(_alone, chunk, given[id(chunk.group)])
                 yield
             finally:
                 self.wait()
