@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ class Compiled:
                 found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
             return found
 
-        options = OPTIONS.get(device.type, {}) | without_random_numbers()
+        options = OPTIONS.get(device.type, {}) | without_random_numbers() | {"guard_filter_fn": worth_a_guard}
         options |= lowerings.compile_options() if native else {}
         self._program = torch.compile(_own_code(block), fullgraph=True, dynamic=False, options=options)
         self._form: Any = None  # of a state
@@ -123,6 +124,20 @@ class Compiled:
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
         leaves, metrics = self._program([_owned(x) for x in tree_leaves(state)], batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
+
+
+# Torch's own modules and this package's, as guards name them; and what is inside of parameters and buffers.
+_OURS = re.compile(r"__import_(torch|l2path)(_dot_|')|__import__\('(torch|collections)'\)|\._(parameters|buffers)\[")
+
+
+def worth_a_guard(entries: Sequence[Any]) -> list[bool]:
+    """Say which of a program's guards are evaluated at each call; torch compiles anew where one of them fails.
+
+    Not those on a module's parameters and buffers: a program is handed all of them, and another thread that does a
+    step outside of a program has its own in their place meanwhile. Nor those on torch and this package themselves,
+    which are most of a thousand and more. Those on the caller's own objects stay.
+    """
+    return [not _OURS.search(entry.name) for entry in entries]
 
 
 def given(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tree], Any]:

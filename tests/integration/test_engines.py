@@ -91,18 +91,52 @@ def test_members_that_leave_change_nothing_for_the_others(compiled: l2path.PathR
 
 
 def test_steps_that_do_not_fill_a_call_are_right_in_threads(compiled: l2path.PathResult) -> None:
-    """Two workers do many of them at the same time, on one module."""
+    """Two workers do many of them at the same time, on one module, and no program is compiled anew for that."""
     data = classes(200)
     options: dict[str, Any] = {
         "loss_fn": F.cross_entropy, "optimizer": l2path.sgd(lr=0.1), "epochs": 15, "batch_size": 8,
         "lambdas": l2path.lambda_grid(1e-4, 1.0, 8),
     }  # fmt: skip
-    engine = Engine("compiled", 4, workers=2, steps=9)  # 25 batches: 2 calls and 7 steps
+    engine = Engine("compiled", 2, workers=2, steps=9)  # 25 batches: 2 calls and 7 steps
+    before = programs()
     found = l2path.batch_train(smooth(), data, engine=engine, **options)
     assert found.engine.kind == "compiled"
+    assert programs() == before + 1
     other = l2path.batch_train(smooth(), data, engine="vmap", **options)
     assert_trees_close(found.params, other.params, RTOL)
     assert_trees_close(found.history, other.history, RTOL)
+
+
+def programs() -> int:
+    """How many torch has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def test_what_a_hook_changes_of_a_step_is_compiled_anew(two_threads: None) -> None:
+    scale = 1.0
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = scale * self.layer(x)
+            return out
+
+    def train_scaled(engine: str) -> l2path.PathResult:
+        def hook(event: l2path.EpochEvent) -> None:
+            nonlocal scale
+            scale = 0.5
+
+        nonlocal scale
+        scale = 1.0
+        torch.manual_seed(0)
+        return train(module=Scaled().double(), engine=engine, epochs=2, on_epoch=hook, validation=None)
+
+    found = train_scaled("compiled")
+    assert found.engine.kind == "compiled"
+    assert_trees_close(found.params, train_scaled("vmap").params, RTOL)
 
 
 def test_a_program_that_fails_half_way_is_done_without(
