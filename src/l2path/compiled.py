@@ -7,7 +7,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,23 +59,23 @@ class Compiled:
         noisy: bool = False,
     ) -> None:
         # The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private,
-        # and pinned by the tests of compiled programs in threads and of compiled dropout. The import takes a second.
+        # and pinned by the tests of compiled programs in threads and of what they do. The import takes a second.
         from torch._dynamo.convert_frame import compile_lock
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
         self.members, self._lock = members, compile_lock
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(given(step) if noisy else step, in_dims=(0, None, 0))
+        traced = self.vmapped if noisy else lowering(self.vmapped)
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
             def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
                 parts = tree_unflatten(list(carry), self._form), batch, per_member
-                # Random numbers are handed out by a mode that counts them, which is a side effect in a loop.
-                state, metrics = unchecked(self.vmapped, *parts) if noisy else self.vmapped(*parts)
+                # What the step enters are modes, which are a side effect in a loop; around it they would not reach in.
+                state, metrics = unchecked(traced, *parts)
                 # A loop wants results that share no memory with what it was given.
                 return [_owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
 
-            with nullcontext() if noisy else Lowered():
-                found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
+            found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
             return found
 
         options = OPTIONS.get(device.type, {}) | without_random_numbers() | {"guard_filter_fn": worth_a_guard}
@@ -150,6 +150,16 @@ def given(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tr
             found = step(state, own, per_member)
         mode.finish()
         return found
+
+    return run
+
+
+def lowering(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tree], Any]:
+    """Return a step whose convolutions and attention are products; :func:`given` does that as well."""
+
+    def run(state: Tree, batch: Batch, per_member: Tree) -> Any:
+        with Lowered():
+            return step(state, batch, per_member)
 
     return run
 

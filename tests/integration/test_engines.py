@@ -17,6 +17,7 @@ import l2path
 from l2path import engine as engines
 from l2path.compiled import Compiled
 from l2path.engine import Engine
+from l2path.lowerings import randomness
 from l2path.path import tuning
 from tests.helpers import assert_trees_close
 from tests.models import classes
@@ -249,6 +250,76 @@ def test_random_numbers_of_compiled_members_are_those_of_lone_ones(two_threads: 
     # Masks matter: another seed ends elsewhere.
     two = found.params["last.weight"]
     assert not torch.allclose(two[0], two[1], rtol=1e-3)
+
+
+class Attentive(nn.Module):
+    """Attention in the three ways in which torch computes it, with dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 32), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout, batch_first=True)
+        self.weighted, self.causal = (nn.MultiheadAttention(8, 2, dropout, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(self.first(x).reshape(-1, 4, 8))
+        h, weights = self.weighted(h, h, h)
+        h = h * (1 + weights.mean())
+        mask = nn.Transformer.generate_square_subsequent_mask(4, dtype=h.dtype)
+        h = self.causal(h, h, h, attn_mask=mask, is_causal=True, need_weights=False)[0]
+        out: Tensor = self.last(h.mean(1))
+        return out
+
+
+def test_dropout_inside_of_attention_is_that_of_lone_members(two_threads: None) -> None:
+    def trained(engine: str) -> l2path.PathResult:
+        torch.manual_seed(0)
+        module = Attentive(0.2).double()
+        return train(module=module, engine=engine, epochs=2, seeds=(0, 1), lambdas=[0.01, 0.1], validation=None)
+
+    found = trained("compiled")
+    assert found.engine.kind == "compiled"
+    for engine in ("loop", "vmap"):
+        other = trained(engine)
+        assert other.engine.kind == engine
+        assert_trees_close(found.params, other.params, RTOL)
+
+
+def test_convolutions_and_attention_are_products_in_compiled_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Both(Attentive):
+        def __init__(self) -> None:
+            super().__init__(0.0)
+            self.convolution = nn.Conv1d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.convolution(x.unsqueeze(1)).squeeze(1))
+
+    seen: set[str] = set()
+
+    def noted(node: torch.fx.Node) -> bool:
+        seen.add(str(node.target))
+        return False
+
+    monkeypatch.setattr(randomness, "draws", noted)
+    torch._dynamo.reset()  # what is cached is compiled without a look at it
+    with torch._inductor.config.patch(force_disable_caches=True):
+        train(module=Both().double(), engine="compiled", epochs=1, validation=None)
+    assert "aten.bmm.default" in seen
+    assert [name for name in seen if "convolution" in name or "attention" in name] == []
+
+
+def test_an_engine_that_is_passed_in_has_its_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def without(device: torch.device) -> bool:
+        asked.append(device.type)
+        return False
+
+    monkeypatch.setattr(tuning, "native_kernels", without)
+    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, kind="vmap"), {}))
+    result = train(engine=Engine("compiled", 5, native=True), epochs=1)
+    assert asked == ["cpu"]
+    assert not result.engine.native  # there are none: it says so
 
 
 def test_random_members_that_diverge_are_parked_where_they_were(two_threads: None) -> None:

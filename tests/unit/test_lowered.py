@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2path.functional.lowered import Lowered, convolution
+from l2path.functional.random import RANDOM
 from tests.helpers import assert_trees_close
 
 CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
@@ -77,3 +78,40 @@ def test_the_comparison_can_fail() -> None:
     wrong = convolution(x, weight.flip(-1))
     with pytest.raises(AssertionError):
         assert_trees_close(wrong, F.conv1d(x, weight), 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "bool", "float", "scaled"])
+def test_attention_with_dropout_is_torchs_formula(kind: str) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
+    mask = torch.rand(5, 6) < 0.7
+    mask[2] = False  # nothing to attend to
+    every: dict[str, dict[str, Any]] = {
+        "plain": {}, "causal": {"is_causal": True}, "bool": {"attn_mask": mask}, "scaled": {"scale": 0.3},
+        "float": {"attn_mask": torch.randn(5, 6, dtype=torch.float64)},
+    }  # fmt: skip
+    options = every[kind]
+    found = RANDOM[F.scaled_dot_product_attention](query, key, value, dropout_p=0.4, **options)
+    assert found.draw is not None
+    noise = found.draw(torch.empty_like(found.like))
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return RANDOM[F.scaled_dot_product_attention](q, k, v, dropout_p=0.4, **options).result(noise)
+
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        math = torch.ops.aten._scaled_dot_product_attention_math  # which takes numbers only
+        own = dict(options)
+        if kind == "bool":
+            own["attn_mask"] = torch.zeros(5, 6, dtype=torch.float64).masked_fill(~mask, -torch.inf)
+        result: Tensor = math(q, k, v, dropout_p=0.4, dropout_mask=noise != 0, **own)[0]
+        return result
+
+    for got, want in zip(*(both(f, query, key, value)[0] for f in (ours, theirs)), strict=True):
+        assert_trees_close(got, want, 1e-12)
+    assert 0 < int((noise == 0).sum()) < noise.numel()
+
+
+def test_unflatten() -> None:
+    x = torch.arange(24.0).reshape(2, 12)
+    for found, want in zip(*both(lambda x: x.unflatten(-1, (3, -1)), x), strict=True):
+        assert_trees_close(found, want, 0.0)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l2path.functional.equivalents import EQUIVALENTS
+from l2path.functional.opened import multi_head_attention_forward
 
 
 class Lowered(TorchFunctionMode):
@@ -26,12 +27,16 @@ class Lowered(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention_forward(*args, **(kwargs or {}))
         return lowered(func, args, kwargs or {})
 
 
 def lowered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return what a torch function returns, by way of what stands for it."""
-    replace = REPLACED.get(func)
+    # The compiler finds functions of Python in a dict by chance.
+    replace = unflatten if func is Tensor.unflatten else REPLACED.get(func)
     if replace is not None and (found := replace(*args, **kwargs)) is not None:
         return found
     if func in EQUIVALENTS and EQUIVALENTS[func][0](*args, **kwargs):
@@ -100,6 +105,14 @@ def attention(
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     found: Tensor = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
     return found
+
+
+def unflatten(x: Tensor, dim: int | str, sizes: Any) -> Tensor | None:
+    """Return ``x.unflatten(dim, sizes)``, whose Python the compiler cannot follow."""
+    if isinstance(dim, str):
+        return None
+    dim %= x.ndim
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
 def _each(value: Any, axes: int) -> list[int]:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l2path.functional.lowered import lowered
+from l2path.functional.opened import multi_head_attention_forward
 from l2path.functional.random import RANDOM
 from l2path.functional.rng import forked_rng, seed_generators
 
@@ -44,6 +46,9 @@ class Noted(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention_forward(*args, **kwargs)
         if func in RANDOM:
             what, like, draw, _ = RANDOM[func](*args, **kwargs)
             if draw is not None:
@@ -68,6 +73,9 @@ class Given(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention_forward(*args, **kwargs)
         if func in RANDOM:
             found = RANDOM[func](*args, **kwargs)
             if found.draw is not None:

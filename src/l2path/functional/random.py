@@ -59,6 +59,32 @@ def _feature_dropout(axes: int) -> Callable[..., Draw]:
     return apart
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Draw:
+    """``F.scaled_dot_product_attention`` with dropout of the weights; grouped queries are left to torch."""
+    weights = query.new_empty((*query.shape[:-1], key.shape[-2]))
+
+    def result(noise: Tensor) -> Tensor:
+        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        mask = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).tril() if is_causal else attn_mask
+        if mask is None:
+            return scores.softmax(-1) * noise @ value
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        nothing = (scores == -torch.inf).all(-1, keepdim=True)  # to attend to: 0, as torch has it
+        return scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0) * noise @ value
+
+    draw = None if enable_gqa else _dropout(weights, dropout_p).draw
+    return Draw(f"attention dropout {dropout_p}", weights, draw, result)
+
+
 def _like(what: str, fill: Callable[[Tensor], Tensor]) -> Callable[..., Draw]:
     """Return ``torch.randn_like`` or ``torch.rand_like`` taken apart; other dtypes and layouts are left to torch."""
 
@@ -82,6 +108,7 @@ def _dropout_arguments(
 RANDOM: dict[Any, Callable[..., Draw]] = {
     F.dropout: _dropout,
     F.alpha_dropout: _alpha_dropout,
+    F.scaled_dot_product_attention: _attention,
     F.dropout1d: _feature_dropout(1),
     F.dropout2d: _feature_dropout(2),
     F.dropout3d: _feature_dropout(3),

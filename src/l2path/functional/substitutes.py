@@ -17,12 +17,14 @@ from torch import Tensor
 # How to step out of vmap; private, and pinned by the tests of dropout and of BatchNorm without momentum.
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, maybe_get_bdim
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from l2path.errors import ArgumentError
 from l2path.functional.equivalents import EQUIVALENTS as TRACEABLE
 from l2path.functional.equivalents import always as _always
 from l2path.functional.noise import noted
+from l2path.functional.opened import multi_head_attention_forward
 from l2path.functional.random import RANDOM
 from l2path.functional.recurrent import RECURRENT, pack_padded, pad_packed
 from l2path.functional.rng import generator_states, set_generator_states
@@ -134,6 +136,9 @@ class _Replacing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention_forward(*args, **kwargs)
         if func in RANDOM:
             found = RANDOM[func](*args, **kwargs)
             if found.draw is not None:

@@ -10,7 +10,7 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._ops import OpOverload
 
-from l2path.lowerings import native, recurrent
+from l2path.lowerings import native, recurrent, tanh
 from l2path.lowerings.products import replace
 
 
@@ -31,6 +31,7 @@ class NativeKernels(CustomGraphPass):
         """Change a graph in place."""
         replace(graph, self.library)
         recurrent.use_native(graph)
+        tanh.replace(graph)
 
     def uuid(self) -> str:
         """Return what tells compilations with other kernels from these."""

@@ -207,6 +207,8 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
             vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
             wanted = _wanted(job, engine.member_chunk, vmapped, native=native_kernels(job.device))
             engine = replace(wanted, reason=engine.reason)
+        elif engine.native:
+            engine = replace(engine, native=native_kernels(job.device))
         try:
             return compiled(engine, job)
         except Exception as error:
