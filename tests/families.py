@@ -612,7 +612,7 @@ FAMILIES: tuple[Family, ...] = (
         attention, attention=nn.MultiheadAttention(4, 2, batch_first=True), head=nn.Linear(4, 2)), numbers(5, 4)),
     heads("MultiheadAttention, dropout", lambda: Wired(
         attention, attention=nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True), head=nn.Linear(4, 2)),
-        numbers(5, 4)),
+        numbers(5, 4), replaces="scaled_dot_product_attention"),
     heads("MultiheadAttention, padding mask", lambda: Wired(
         lambda m, x, n: m.head(m.attention(
             x, x, x, key_padding_mask=torch.arange(5) >= n.unsqueeze(1), need_weights=False)[0].mean(1)),

@@ -91,7 +91,7 @@ CASES = {
     f"{name}, {attention}": Family(
         f"{name}, {attention}", "transformers", seeded(partial(with_biases, partial(build, attention))), data,
         l2path.model_loss(), engine="vmap", evaluation="batched",
-        replaces="" if (name, attention) == ("Llama", "sdpa") else "dropout",
+        replaces="scaled_dot_product_attention" if (name, attention) == ("Llama", "sdpa") else "dropout",
     )
     for name, (build, data) in MODELS.items() for attention in ("eager", "sdpa")
 }  # fmt: skip
