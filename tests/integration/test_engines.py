@@ -116,7 +116,7 @@ def programs() -> int:
 def test_what_a_hook_changes_of_a_step_is_compiled_anew(two_threads: None) -> None:
     scale = 1.0
 
-    class Scaled(nn.Module):
+    class Halved(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(5, 3)
@@ -125,7 +125,7 @@ def test_what_a_hook_changes_of_a_step_is_compiled_anew(two_threads: None) -> No
             out: Tensor = scale * self.layer(x)
             return out
 
-    def train_scaled(engine: str) -> l2path.PathResult:
+    def train_halved(engine: str) -> l2path.PathResult:
         def hook(event: l2path.EpochEvent) -> None:
             nonlocal scale
             scale = 0.5
@@ -133,11 +133,11 @@ def test_what_a_hook_changes_of_a_step_is_compiled_anew(two_threads: None) -> No
         nonlocal scale
         scale = 1.0
         torch.manual_seed(0)
-        return train(module=Scaled().double(), engine=engine, epochs=2, on_epoch=hook, validation=None)
+        return train(module=Halved().double(), engine=engine, epochs=2, on_epoch=hook, validation=None)
 
-    found = train_scaled("compiled")
+    found = train_halved("compiled")
     assert found.engine.kind == "compiled"
-    assert_trees_close(found.params, train_scaled("vmap").params, RTOL)
+    assert_trees_close(found.params, train_halved("vmap").params, RTOL)
 
 
 def test_a_program_that_fails_half_way_is_done_without(
