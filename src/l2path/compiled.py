@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +20,31 @@ from l2path.blocks import Block
 from l2path.functional import Given, vmap
 from l2path.functional.lowered import Lowered
 from l2path.lowerings.randomness import without_random_numbers
+from l2path.trees import map_tensors
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
 COMPILED_CHUNK_BYTES = 2**22
 _NUMBERS = itertools.count()
 OPTIONS: dict[str, dict[str, Any]] = {
-    # A C++ wrapper leaves Python while it runs, so that threads work side by side; each of them on one core.
-    "cpu": {"cpp_wrapper": True, "cpp.threads": 1},
+    # A C++ wrapper leaves Python while it runs, so that threads work side by side; each of them on one core. Compiled
+    # apart from the kernels, and without asking the compiler for every instruction set that the processor has, it takes
+    # half of the time. (A compiler that does not know one fails, and then nothing is compiled.)
+    "cpu": {
+        "cpp_wrapper": True,
+        "cpp.threads": 1,
+        "cpp_wrapper_build_separate": True,
+        "cpp.vec_isa_ok": True,
+    },
 }
+
+
+class Piece(NamedTuple):
+    """Some steps of a block, from ``start`` on, that are done with calls of a compiled program, or one by one."""
+
+    start: int
+    length: int
+    calls: bool
 
 
 class Compiled:
@@ -98,23 +114,56 @@ class Compiled:
         self._steps[block.shapes[0]] = len(block)
         return found
 
-    def run(self, state: Tree, block: Block, per_member: Tree) -> tuple[Tree, Tree]:
-        """Run a chunk over a block of batches; metrics are a list of ``[T, C]``."""
-        t, parts = 0, []
-        shapes = block.shapes
+    def pieces(self, block: Block) -> list[Piece]:
+        """Say how the steps of a block are done, in their order."""
+        found: list[Piece] = []
+        shapes, t = block.shapes, 0
         while t < len(block):
             n = self._steps.get(shapes[t], 0)
-            if n and shapes[t : t + n] == [shapes[t]] * n:
-                state, metrics = self._call(state, block.stacked(t, n), per_member)
-            else:
-                n = 1
-                # A call swaps the module's parameters: one thread at a time, and none that compiles.
-                with self._lock:
-                    state, metrics = self.vmapped(state, block.batches[t], per_member)
-                metrics = [m.unsqueeze(0) for m in tree_leaves(metrics)]
-            parts.append(metrics)
+            calls = n > 0 and shapes[t : t + n] == [shapes[t]] * n
+            before = found.pop() if found and found[-1].calls == calls else Piece(t, 0, calls)
+            found.append(before._replace(length=before.length + (n if calls else 1)))
+            t = before.start + found[-1].length
+        return found
+
+    def run(
+        self, state: Tree, block: Block, per_member: Tree, pieces: Sequence[Piece] | None = None
+    ) -> tuple[Tree, list[Tensor]]:
+        """Run members over a block of batches, or over pieces of it; metrics are ``[T, C]``.
+
+        For calls they are a chunk, filled up with copies where it is a smaller one; for steps outside of calls they may
+        be any number.
+        """
+        history: list[Sequence[Tensor]] = []
+        for piece in self.pieces(block) if pieces is None else pieces:
+            do = self._calls if piece.calls else self._steps_alone
+            state, metrics = do(state, block, per_member, piece)
+            history += metrics
+        return state, [torch.cat(m) for m in zip(*history, strict=True)]
+
+    def _calls(self, state: Tree, block: Block, per_member: Tree, piece: Piece) -> tuple[Tree, list[Sequence[Tensor]]]:
+        members, t = len(tree_leaves(state)[0]), piece.start
+        history: list[Sequence[Tensor]] = []
+        rows = torch.arange(self.members) % members
+        if members < self.members:
+            state, per_member = (map_tensors(lambda x: x[rows], tree) for tree in (state, per_member))
+        while t < piece.start + piece.length:
+            n = self._steps[block.shapes[t]]
+            state, metrics = self._call(state, block.stacked(t, n), per_member)
+            history.append([m[:, :members] for m in tree_leaves(metrics)])
             t += n
-        return state, [torch.cat(m) for m in zip(*parts, strict=True)]
+        return state if members >= self.members else map_tensors(lambda x: x[:members].clone(), state), history
+
+    def _steps_alone(
+        self, state: Tree, block: Block, per_member: Tree, piece: Piece
+    ) -> tuple[Tree, list[Sequence[Tensor]]]:
+        history: list[Sequence[Tensor]] = []
+        for t in range(piece.start, piece.start + piece.length):
+            # A step swaps the module's parameters: one thread at a time, and none that compiles.
+            with self._lock:
+                state, metrics = self.vmapped(state, block.batches[t], per_member)
+            history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
+        return state, history
 
     @property
     def steps(self) -> int:

@@ -169,12 +169,7 @@ def run_steps(
     metrics : tree, [T, C]
     """
     if isinstance(step, Compiled):
-        members = members_of(state)
-        if members >= step.members:
-            return step.run(state, block, per_member)
-        rows = torch.arange(step.members) % members  # a smaller chunk is filled up
-        state, metrics = step.run(take(state, rows), block, take(per_member, rows))
-        return take(state, rows[:members]), map_tensors(lambda m: m[:, :members], metrics)
+        return step.run(state, block, per_member)
     if kind != "loop":
         mapped = vmap(step, in_dims=(0, None, 0))
         history = []
@@ -274,6 +269,11 @@ def take(tree: Tree, index: int | Tensor) -> Tree:
 def stack(trees: Sequence[Tree]) -> Tree:
     """Return trees of one structure as one tree with a leading member axis."""
     return tree_map(lambda *x: torch.stack(x) if isinstance(x[0], Tensor) else x[0], *trees)
+
+
+def joined(trees: Sequence[Tree]) -> Tree:
+    """Return the members of several chunks as those of one."""
+    return tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *trees)
 
 
 def repeat(tree: Tree, members: int) -> Tree:

@@ -19,6 +19,7 @@ from l2path.compiled import Compiled
 from l2path.engine import Engine
 from l2path.lowerings import randomness
 from l2path.path import tuning
+from l2path.path.workers import Workers
 from tests.helpers import assert_trees_close
 from tests.models import classes
 
@@ -106,6 +107,33 @@ def test_steps_that_do_not_fill_a_call_are_right_in_threads(compiled: l2path.Pat
     other = l2path.batch_train(smooth(), data, engine="vmap", **options)
     assert_trees_close(found.params, other.params, RTOL)
     assert_trees_close(found.history, other.history, RTOL)
+
+
+def test_an_interrupt_while_workers_run_changes_no_digit(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of several chunks do steps outside of calls together, also after an interrupt between two of them."""
+
+    def run() -> l2path.PathResult:
+        return l2path.batch_train(
+            smooth().float(), tuple(t.float() if t.is_floating_point() else t for t in classes(96)),
+            loss_fn=F.cross_entropy, optimizer=l2path.sgd(lr=0.1), epochs=1, batch_size=8,
+            lambdas=l2path.lambda_grid(1e-4, 1.0, 24), engine=Engine("compiled", 3, workers=2, steps=9),
+        )  # fmt: skip
+
+    want, whole, asked = run(), Workers.result, 0
+
+    def result(self: Workers, chunk: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        found = whole(self, chunk)
+        if asked == 8 + 3:  # of 8 chunks, first all for a call of 9 steps, then for the other 3 steps
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Workers, "result", result)
+    got = run()
+    assert asked == 2 * 8 + 1
+    for name, value in want.params.items():
+        assert torch.equal(got.params[name], value)
 
 
 def programs() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -98,6 +98,30 @@ class Chunk:
     def kept(self) -> Weights:
         """Return the weights that count: the best ones where they are remembered."""
         return weights_of(self.state) if self.best is None else self.best
+
+
+TOGETHER = 8
+
+
+def together(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Put chunks of one group together for what compiled programs do not do: vmapped, a few are soonest done as one.
+
+    A chunk of one member is a large one, or the only one there is.
+    """
+    found: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        found.setdefault(id(chunk.group), []).append(chunk)
+    sets = []
+    for own in found.values():
+        count = TOGETHER if any(len(chunk.members) > 1 for chunk in own) else 1
+        sets += [own[start : start + count] for start in range(0, len(own), count)]
+    return sets
+
+
+def parts_of(chunks: Sequence[Chunk]) -> list[Tensor]:
+    """Return the rows of each chunk where their members are put together."""
+    rows = torch.arange(sum(len(chunk.members) for chunk in chunks))
+    return list(rows.split([len(chunk.members) for chunk in chunks]))
 
 
 class Running(NamedTuple):

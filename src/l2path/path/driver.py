@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.engine import Engine, EvalKind, finite_members, members_of, run_steps, take
+from l2path.engine import Engine, EvalKind, finite_members, joined, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
 from l2path.memory import is_out_of_memory, release_memory
 from l2path.order import step_seed
-from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, weights_of
+from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, together, weights_of
 from l2path.path.evaluation import Validation, score
 from l2path.path.halving import Halving
 from l2path.path.recording import Record, Sums
@@ -160,7 +160,7 @@ class Driver:
 
     def _side_by_side(self, read: dict[int, Block]) -> AbstractContextManager[None]:
         """Let workers begin with all chunks of a block."""
-        if self.engine.kind != "compiled":
+        if any(group.compiled is None for group in self.groups):
             return nullcontext()
         self.workers = self.workers or Workers(self.engine.workers)
         return self.workers.ahead(self.chunks, read)
@@ -300,12 +300,13 @@ class Driver:
     def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
         table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
-        for chunk in self.chunks:
-            found = self._score(chunk, chunk.group.validation) if chunk.group.validation else {}
-            if chunk.group.validation is not None and chunk.group.monitor is not None:
-                found["monitor"] = self._score(chunk, chunk.group.monitor)[self.select]
+        for chunks in together(self.chunks) if self.engine.kind == "compiled" else [[chunk] for chunk in self.chunks]:
+            group, members = chunks[0].group, [k for chunk in chunks for k in chunk.members]
+            found = self._score(chunks, group.validation) if group.validation else {}
+            if group.validation is not None and group.monitor is not None:
+                found["monitor"] = self._score(chunks, group.monitor)[self.select]
             for name, values in found.items():
-                table.setdefault(name, np.full(self.members, np.nan))[chunk.members] = values.cpu().numpy()
+                table.setdefault(name, np.full(self.members, np.nan))[members] = values.cpu().numpy()
         self.record.append(table)
         for k in np.flatnonzero(self.active()):
             self.record.epochs[k] = self.epoch + 1
@@ -317,11 +318,13 @@ class Driver:
                     if bool(rows.any()):
                         chunk.remember(rows)
 
-    def _score(self, chunk: Chunk, val: Validation) -> dict[str, Tensor]:
-        """Return ``[C]`` scores of a chunk by name; one member after the other if they cannot be batched."""
-        state = chunk.state._replace(params=averaged_params(chunk.state))
+    def _score(self, chunks: Sequence[Chunk], val: Validation) -> dict[str, Tensor]:
+        """Return ``[C]`` scores of chunks by name; one member after the other if they cannot be batched."""
+        parts = [(averaged_params(chunk.state), chunk.state.buffers) for chunk in chunks]
+        params, buffers = joined(parts) if len(parts) > 1 else parts[0]
+        group, state = chunks[0].group, chunks[0].state._replace(params=params, buffers=buffers)
         self.eval_kind, found = or_looped(
-            self.eval_kind, chunk.group.eval_fn, lambda kind, fn: score(kind, fn, state, val, chunk.group.seed)
+            self.eval_kind, group.eval_fn, lambda kind, fn: score(kind, fn, state, val, group.seed)
         )
         return found
 

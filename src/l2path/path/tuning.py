@@ -39,7 +39,8 @@ COMPILE_SECONDS = 8.0  # that it takes for the smallest program
 BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
-MOST_STEPS = 64  # in a call: more are no faster
+MOST_STEPS = 64  # in a call: more are no faster, but twice as many are done where that is an epoch
+CHUNK_COST = 0.2  # members: what a chunk of a program costs beside its members, about
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
 FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
 
@@ -107,7 +108,7 @@ class Job:
         most = 2 ** int(math.log2(max(1.0, most)))  # so that noise in the seconds seldom makes a difference
         whole = [s.rows // s.batch_size for s in self.sources if s.rows and s.batch_size]
         n = min(whole, default=1)
-        return max(1, n) if n <= most else min(range(most, most // 2, -1), key=lambda t: n % t)
+        return max(1, n) if n < 2 * most else min(range(most, most // 2, -1), key=lambda t: n % t)
 
     @property
     def remainders(self) -> list[int]:
@@ -247,9 +248,13 @@ def compiled_chunk(job: Job) -> int:
     """Return how many members a compiled program is for."""
     workers = _workers(job)
     most = max(1, COMPILED_CHUNK_BYTES // max(1, job.live_bytes()))
-    size = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
-    chunks = math.ceil(max(job.groups) / size)
-    return math.ceil(max(job.groups) / chunks)  # evenly: the last chunk is filled up to the size of the others
+    most = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
+
+    def cost(size: int) -> float:  # all chunks count as full ones: the last of a group is filled up
+        turns = math.ceil(sum(math.ceil(members / size) for members in job.groups) / workers)
+        return turns * (size + CHUNK_COST)
+
+    return min(range(most, most // 2, -1), key=cost)
 
 
 def noise_of(job: Job, module: int) -> Noise | None:
