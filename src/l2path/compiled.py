@@ -19,6 +19,7 @@ from l2path import lowerings
 from l2path.blocks import Block
 from l2path.functional import Given, vmap
 from l2path.functional.lowered import Lowered
+from l2path.lowerings import convolution, convolutions
 from l2path.lowerings.randomness import without_random_numbers
 from l2path.trees import map_tensors
 from l2path.types import Batch, Tree
@@ -80,8 +81,13 @@ class Compiled:
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
         self.members, self._lock = members, compile_lock
-        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(given(step) if noisy else step, in_dims=(0, None, 0))
-        traced = self.vmapped if noisy else lowering(self.vmapped)
+        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(
+            given(step, native=native) if noisy else step, in_dims=(0, None, 0)
+        )
+        traced = self.vmapped if noisy else lowering(self.vmapped, native=native)
+        if native:
+            convolution.allow_in_compiled()
+            convolutions.allow_in_compiled()
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
             def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -189,12 +195,12 @@ def worth_a_guard(entries: Sequence[Any]) -> list[bool]:
     return [not _OURS.search(entry.name) for entry in entries]
 
 
-def given(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tree], Any]:
+def given(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Callable[[Tree, Batch, Tree], Any]:
     """Return a step on ``(batch, noise)``, which draws nothing itself; see :class:`l2path.functional.noise.Given`."""
 
     def run(state: Tree, batch: Batch, per_member: Tree) -> Any:
         own, noise = batch
-        mode = Given(noise)
+        mode = Given(noise, native=native)
         with mode:
             found = step(state, own, per_member)
         mode.finish()
@@ -203,11 +209,11 @@ def given(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tr
     return run
 
 
-def lowering(step: Callable[[Tree, Batch, Tree], Any]) -> Callable[[Tree, Batch, Tree], Any]:
+def lowering(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Callable[[Tree, Batch, Tree], Any]:
     """Return a step whose convolutions and attention are products; :func:`given` does that as well."""
 
     def run(state: Tree, batch: Batch, per_member: Tree) -> Any:
-        with Lowered():
+        with Lowered(native=native):
             return step(state, batch, per_member)
 
     return run

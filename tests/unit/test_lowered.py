@@ -20,6 +20,9 @@ CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((2, 3, 7, 8), (4, 3, 3, 2), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 3)}),
     ((1, 1, 5, 5), (1, 1, 5, 5), {"padding": [2]}),
     ((3, 2, 4, 4), (5, 2, 1, 1), {"stride": 3}),
+    ((2, 3, 7, 8), (4, 3, 3, 5), {"padding": "same"}),
+    ((2, 3, 7, 8), (4, 3, 2, 2), {"padding": "same", "dilation": 2}),
+    ((2, 3, 9), (4, 3, 4), {"padding": "valid"}),
 ]
 
 
@@ -49,11 +52,12 @@ def test_convolutions(x: Any, weight: Any, options: dict[str, Any], bias: bool, 
     assert_trees_close(lowered, plain, 1e-13 if dtype == torch.float64 else 2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_what_is_not_meant_stays_as_it_is() -> None:
     x, weight = torch.randn(2, 4, 6, 6), torch.randn(4, 2, 3, 3)
     for data, w, options in (
         (x, weight, {"groups": 2}),
-        (x, torch.randn(4, 4, 3, 3), {"padding": "same"}),
+        (x, torch.randn(4, 4, 2, 2), {"padding": "same"}),
         (x[0], torch.randn(4, 4, 3, 3), {}),
         (x[:0], torch.randn(4, 4, 3, 3), {}),
     ):

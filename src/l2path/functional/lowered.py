@@ -7,7 +7,7 @@ is around them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -18,23 +18,36 @@ from torch.overrides import TorchFunctionMode
 
 from l2path.functional.equivalents import EQUIVALENTS
 from l2path.functional.opened import multi_head_attention_forward
+from l2path.lowerings.convolution import convolve
+from l2path.lowerings.convolutions import taken
 
 
 class Lowered(TorchFunctionMode):
     """Replaces convolutions and attention within, and what ``vmap`` cannot batch but has an equivalent.
 
     What it does not know (groups, transposed or unbatched convolutions) stays as it is.
+
+    Parameters
+    ----------
+    native : bool
+        Whether to take native kernels where they are faster.
     """
+
+    def __init__(self, *, native: bool = False) -> None:
+        super().__init__()
+        self.native = native
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.multi_head_attention_forward:
             with self:
                 return multi_head_attention_forward(*args, **(kwargs or {}))
-        return lowered(func, args, kwargs or {})
+        return lowered(func, args, kwargs or {}, native=self.native)
 
 
-def lowered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def lowered(func: Any, args: Any, kwargs: dict[str, Any], *, native: bool) -> Any:
     """Return what a torch function returns, by way of what stands for it."""
+    if native and func in CONVOLUTIONS and (found := native_convolution(*args, **kwargs)) is not None:
+        return found
     # The compiler finds functions of Python in a dict by chance.
     replace = unflatten if func is Tensor.unflatten else REPLACED.get(func)
     if replace is not None and (found := replace(*args, **kwargs)) is not None:
@@ -65,12 +78,15 @@ def convolution(
     Returns
     -------
     Tensor, ``[B, O, *size]``
-        Channels lie last in memory. None for what is not meant: groups, an axis missing, padding by name.
+        Channels lie last in memory. None for what is not meant: groups, an axis missing, unequal padding by name.
     """
     axes = weight.ndim - 2
-    if groups != 1 or x.ndim != weight.ndim or isinstance(padding, str) or 0 in x.shape:
+    if groups != 1 or x.ndim != weight.ndim or 0 in x.shape:
         return None
-    steps, pads, gaps = (_each(v, axes) for v in (stride, padding, dilation))
+    steps, gaps = (_each(v, axes) for v in (stride, dilation))
+    pads = _padding(padding, weight.shape[2:], gaps)
+    if pads is None:
+        return None
     out, inner, *kernel = weight.shape
     x = x.movedim(1, -1)
     if any(pads):
@@ -95,6 +111,37 @@ def convolution(
     if bias is not None:
         y = y + bias
     return y.reshape(x.shape[0], *size, out).movedim(-1, 1)
+
+
+def native_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Return what :func:`convolution` returns by a native kernel, where that is faster, or None."""
+    axes = weight.ndim - 2
+    if groups != 1 or x.ndim != weight.ndim or 0 in x.shape or x.device.type != "cpu" or x.dtype != weight.dtype:
+        return None
+    gaps = _each(dilation, axes)
+    pads = _padding(padding, weight.shape[2:], gaps)
+    if pads is None or {*_each(stride, axes), *gaps} != {1}:
+        return None
+    images, kernel = x.movedim(1, -1), weight.movedim(1, -1).movedim(0, -1)
+    if axes == 1:
+        images, kernel, pads = images.unsqueeze(1), kernel.unsqueeze(0), [0, *pads]
+    height, width = (n + 2 * pad for n, pad in zip(images.shape[1:3], pads, strict=True))
+    if height < kernel.shape[0] or width < kernel.shape[1]:
+        return None  # torch says what is wrong
+    if not taken((images.shape[0], height, width, images.shape[3]), tuple(kernel.shape), x.dtype):
+        return None
+    y = convolve(images, kernel, (pads[0], pads[1]))
+    if bias is not None:
+        y = y + bias
+    return (y.squeeze(1) if axes == 1 else y).movedim(-1, 1)
 
 
 def attention(
@@ -122,6 +169,17 @@ def _each(value: Any, axes: int) -> list[int]:
     return [int(v) for v in value] * (axes if len(value) == 1 else 1)
 
 
+def _padding(padding: Any, kernel: Sequence[int], gaps: Sequence[int]) -> list[int] | None:
+    """Return the zeros on each side of each axis; None where the sides differ, as they may with "same"."""
+    if padding == "valid":
+        return [0] * len(kernel)
+    if padding != "same":
+        return _each(padding, len(kernel))
+    both = [gap * (k - 1) for k, gap in zip(kernel, gaps, strict=True)]
+    return None if any(n % 2 for n in both) else [n // 2 for n in both]
+
+
+CONVOLUTIONS = (torch.conv1d, torch.conv2d)
 REPLACED: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: convolution,
     torch.conv2d: convolution,

@@ -67,9 +67,9 @@ class Given(TorchFunctionMode):
         From an operation that draws other numbers than those that are next.
     """
 
-    def __init__(self, noise: Mapping[str, Tensor]) -> None:
+    def __init__(self, noise: Mapping[str, Tensor], *, native: bool = False) -> None:
         super().__init__()
-        self.left, self.used = list(noise.items()), 0
+        self.left, self.used, self.native = list(noise.items()), 0, native
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -80,7 +80,7 @@ class Given(TorchFunctionMode):
             found = RANDOM[func](*args, **kwargs)
             if found.draw is not None:
                 return found.result(self._next(found.what, found.like.shape))
-        return lowered(func, args, kwargs)
+        return lowered(func, args, kwargs, native=self.native)
 
     def _next(self, what: str, shape: torch.Size) -> Tensor:
         if self.used == len(self.left) or self.left[self.used][0] != f"{self.used} {what}":

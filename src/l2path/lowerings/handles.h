@@ -111,4 +111,36 @@ bool install(const char* file, std::initializer_list<std::pair<const char*, Boxe
   return false;  // an exception out of here would end the process; native.py finds the kernels missing
 }
 
+// Calls `call` with a zero of the operands' type.
+template <class Function>
+void by_type(const Operand& operand, Function call) {
+  if (operand.dtype == aoti_torch_dtype_float32()) return call(0.0F);
+  call(0.0);
+}
+
+// A kernel in the calling convention of torch's C interface: the handles on the stack are ours.
+template <auto kernel, int operands, int results>
+void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  AtenTensorHandle given[operands], made[results];
+  std::memcpy(given, stack, sizeof given);
+  struct Release {
+    AtenTensorHandle* given;
+    ~Release() {
+      for (int i = 0; i < operands; i++) aoti_torch_delete_tensor_object(given[i]);
+    }
+  } const release{given};
+  kernel(given, made);
+  std::memcpy(stack, made, sizeof made);
+}
+
+// A kernel in the convention of inductor's C++ wrapper.
+template <auto kernel, class... Results>
+AOTITorchError direct(std::initializer_list<AtenTensorHandle> given, Results... results) {
+  return guarded([&] {
+    AtenTensorHandle made[sizeof...(results)], *next = made;
+    kernel(given.begin(), made);
+    ((*results = *next++), ...);
+  });
+}
+
 }  // namespace

@@ -1,4 +1,5 @@
 // All kernels in one file, so that a compiler makes what they share once.
 
+#include "convolution.cpp"
 #include "gemm.cpp"
 #include "recurrent.cpp"

@@ -34,7 +34,8 @@ class Layout(NamedTuple):
 GAIN = 1.05
 # Seconds that one measurement may take, beside the first calls.
 BUDGET = 4e-3
-# Multiplications in one call, at most: larger operands are cut, first in their stack and then in their rows.
+# Multiplications in one call, at most: larger operands are cut, first in their stack and then in their rows. Of images
+# there are eight.
 LARGEST = 2**24
 
 _known: dict[str, bool] = {}
@@ -46,7 +47,7 @@ def faster(candidate: Product, stock: Product, a: Layout, b: Layout, file: Path 
     Parameters
     ----------
     candidate, stock : callable
-        Take two tensors, which are [rows, depth] and [depth, columns] or stacks of such.
+        Take two tensors, which are [rows, depth] and [depth, columns] or stacks of such, or images and a kernel.
     a, b : Layout
         Of the operands.
     file : Path, optional
@@ -87,6 +88,8 @@ def _add(file: Path, found: dict[str, bool]) -> None:
 
 def _cut(a: Layout, b: Layout) -> tuple[Layout, Layout]:
     """Return smaller operands where these would take long: what is faster for a part is so for the whole."""
+    if len(a.shape) > 3:  # images
+        return a._replace(shape=(min(8, a.shape[0]), *a.shape[1:])), b
     depth, columns = b.shape[-2:]
     count, rows = math.prod(a.shape[:-2]), a.shape[-2]
     least = torch.get_num_threads()  # so that each thread has a matrix as before

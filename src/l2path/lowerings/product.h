@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -73,23 +74,36 @@ inline void store(T* to, Vector<T> from) {
   std::memcpy(to, &from, sizeof from);
 }
 
+// How A is walked along its columns: evenly, or with its data `jump` further on after every `run` of them.
+struct Evenly {};
+struct Jumping {
+  Index run, jump;
+};
+
 // C (+)= A B for ROWS rows and VECTORS vectors of columns, of which the last begins at column `last`. That one may
 // overlap the one before: lanes that belong to both are computed alike and stored twice, so that widths which are
 // no multiple of a vector need no masks. The columns of B and C are adjacent.
-template <class T, int ROWS, int VECTORS>
+template <class T, int ROWS, int VECTORS, class Walk>
 __attribute__((noinline)) void tile(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index last, Index depth,
-                                    bool add) {
+                                    bool add, Walk walk) {
   const auto begin = [last](int j) { return j == VECTORS - 1 ? last : Index(j) * lanes<T>; };
   Vector<T> sums[ROWS][VECTORS] = {};
-  for (Index k = 0; k < depth; k++) {
-    Vector<T> row[VECTORS];
-    UNROLL for (int j = 0; j < VECTORS; j++) row[j] = load<T>(b.data + begin(j));
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      const T x = a.data[i * a.row];
-      UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += x * row[j];
+  Index run = depth;
+  if constexpr (std::is_same_v<Walk, Jumping>) run = walk.run;
+  for (Index done = 0;;) {
+    for (Index k = 0; k < run; k++) {
+      Vector<T> row[VECTORS];
+      UNROLL for (int j = 0; j < VECTORS; j++) row[j] = load<T>(b.data + begin(j));
+      UNROLL for (int i = 0; i < ROWS; i++) {
+        const T x = a.data[i * a.row];
+        UNROLL for (int j = 0; j < VECTORS; j++) sums[i][j] += x * row[j];
+      }
+      a.data += a.column;
+      b.data += b.row;
     }
-    a.data += a.column;
-    b.data += b.row;
+    if constexpr (std::is_same_v<Walk, Evenly>) break;
+    if constexpr (std::is_same_v<Walk, Jumping>) a.data += walk.jump;
+    if ((done += run) >= depth) break;
   }
   UNROLL for (int i = 0; i < ROWS; i++) {
     if (add) {  // of all vectors before the first is stored, since the last may overlap
@@ -101,8 +115,9 @@ __attribute__((noinline)) void tile(Matrix<const T> a, Matrix<const T> b, Matrix
 }
 
 // The same where C is narrower than a vector or its columns are apart: by way of a small copy.
-template <class T, int ROWS, int VECTORS>
-void tile_apart(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index last, Index depth, bool add, Index width) {
+template <class T, int ROWS, int VECTORS, class Walk>
+void tile_apart(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index last, Index depth, bool add, Walk walk,
+                Index width) {
   constexpr Index stride = VECTORS * lanes<T>;
   T copy[ROWS * stride] = {};
   if (add) {
@@ -110,27 +125,29 @@ void tile_apart(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index last, I
       for (Index j = 0; j < width; j++) copy[i * stride + j] = *c.at(i, j).data;
     }
   }
-  tile<T, ROWS, VECTORS>(a, b, {copy, stride, 1}, last, depth, add);
+  tile<T, ROWS, VECTORS, Walk>(a, b, {copy, stride, 1}, last, depth, add, walk);
   for (Index j = 0; j < width; j++) {
     for (Index i = 0; i < ROWS; i++) *c.at(i, j).data = copy[i * stride + j];
   }
 }
 
 // All `rows` rows of C, in tiles of ROWS of them, then in smaller ones.
-template <class T, int ROWS, int VECTORS>
-void tiles(Index rows, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index width, Index depth, bool add) {
+template <class T, int ROWS, int VECTORS, class Walk>
+void tiles(Index rows, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Index width, Index depth, bool add,
+           Walk walk) {
   const Index last = std::max<Index>(0, width - lanes<T>);
   const bool apart = width < lanes<T> || c.column != 1;
   Index i = 0;
   for (; i + ROWS <= rows; i += ROWS) {
     if (apart) {
-      tile_apart<T, ROWS, VECTORS>(a.at(i, 0), b, c.at(i, 0), last, depth, add, width);
+      tile_apart<T, ROWS, VECTORS, Walk>(a.at(i, 0), b, c.at(i, 0), last, depth, add, walk, width);
     } else {
-      tile<T, ROWS, VECTORS>(a.at(i, 0), b, c.at(i, 0), last, depth, add);
+      tile<T, ROWS, VECTORS, Walk>(a.at(i, 0), b, c.at(i, 0), last, depth, add, walk);
     }
   }
   if constexpr (ROWS > 1) {
-    if (i < rows) tiles<T, fewer_rows(ROWS), VECTORS>(rows - i, a.at(i, 0), b, c.at(i, 0), width, depth, add);
+    if (i == rows) return;
+    tiles<T, fewer_rows(ROWS), VECTORS, Walk>(rows - i, a.at(i, 0), b, c.at(i, 0), width, depth, add, walk);
   }
 }
 
@@ -187,7 +204,25 @@ void panel(Index rows, Index width, Index depth, Matrix<const T> a, Matrix<const
       pack<T>(part, width, now, packed, stride);
       part = {packed, stride, 1};
     }
-    tiles<T, rows_of_tile(VECTORS), VECTORS>(rows, a.at(0, k), part, c, width, now, k > 0);
+    tiles<T, rows_of_tile(VECTORS), VECTORS, Evenly>(rows, a.at(0, k), part, c, width, now, k > 0, {});
+  }
+}
+
+// Calls `call(vectors, first, width)` for each panel of columns: with its vectors as a type, and its columns.
+template <class T, class Call>
+void for_panels(Index columns, Call call) {
+  for (Index j = 0; j < columns;) {
+    const Index left = columns - j, needed = (left + lanes<T> - 1) / lanes<T>;
+    // Never one vector alone at the end, which might be narrower than a vector.
+    const Index vectors = needed <= kMaxVectors ? needed : needed == kMaxVectors + 1 ? kMaxVectors - 1 : kMaxVectors;
+    const Index width = std::min(left, vectors * lanes<T>);
+    switch (vectors) {
+      case 1: call(std::integral_constant<int, 1>(), j, width); break;
+      case 2: call(std::integral_constant<int, 2>(), j, width); break;
+      case 3: call(std::integral_constant<int, 3>(), j, width); break;
+      default: call(std::integral_constant<int, kMaxVectors>(), j, width);
+    }
+    j += width;
   }
 }
 
@@ -206,21 +241,9 @@ void product(Index rows, Index columns, Index depth, Matrix<const T> a, Matrix<c
   if (columns < lanes<T> && columns < rows && (a.row == 1 || (a.column == 1 && columns <= lanes<T> * 3 / 4))) {
     return product<T>(columns, rows, depth, b.transposed(), a.transposed(), c.transposed());
   }
-  for (Index j = 0; j < columns;) {
-    const Index left = columns - j, needed = (left + lanes<T> - 1) / lanes<T>;
-    // Never one vector alone at the end, which might be narrower than a vector.
-    const Index vectors = needed <= kMaxVectors ? needed : needed == kMaxVectors + 1 ? kMaxVectors - 1 : kMaxVectors;
-    const Index width = std::min(left, vectors * lanes<T>);
-    const auto part = b.at(0, j);
-    const auto to = c.at(0, j);
-    switch (vectors) {
-      case 1: panel<T, 1>(rows, width, depth, a, part, to); break;
-      case 2: panel<T, 2>(rows, width, depth, a, part, to); break;
-      case 3: panel<T, 3>(rows, width, depth, a, part, to); break;
-      default: panel<T, kMaxVectors>(rows, width, depth, a, part, to);
-    }
-    j += width;
-  }
+  for_panels<T>(columns, [=](auto vectors, Index first, Index width) {
+    panel<T, decltype(vectors)::value>(rows, width, depth, a, b.at(0, first), c.at(0, first));
+  });
 }
 
 }  // namespace

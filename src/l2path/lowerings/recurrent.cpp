@@ -64,13 +64,6 @@ void copy(Matrix<const T> from, Index rows, Index columns, T* to) {
   }
 }
 
-// Calls `call` with a zero of the operands' type.
-template <class Function>
-void by_type(const Operand& operand, Function call) {
-  if (operand.dtype == aoti_torch_dtype_float32()) return call(0.0F);
-  call(0.0);
-}
-
 // z, w, h0, c0 -> h, c, gates
 void native_lstm(const AtenTensorHandle* given, AtenTensorHandle* results) {
   const Operand z(given[0]), w(given[1]), h0(given[2]), c0(given[3]);
@@ -148,35 +141,10 @@ void native_gru_backward(const AtenTensorHandle* given, AtenTensorHandle* result
   results[0] = d.release(), results[1] = dh0.release();
 }
 
-// A kernel in the calling convention of torch's C interface: the handles on the stack are ours.
-template <auto kernel, int operands, int results>
-void boxed(StableIValue* stack, uint64_t, uint64_t) {
-  AtenTensorHandle given[operands], made[results];
-  std::memcpy(given, stack, sizeof given);
-  struct Release {
-    AtenTensorHandle* given;
-    ~Release() {
-      for (int i = 0; i < operands; i++) aoti_torch_delete_tensor_object(given[i]);
-    }
-  } const release{given};
-  kernel(given, made);
-  std::memcpy(stack, made, sizeof made);
-}
-
 const bool recurrent_installed = install(__FILE__, {{"native_lstm", boxed<native_lstm, 4, 3>},
-                                          {"native_lstm_backward", boxed<native_lstm_backward, 5, 3>},
+                                                 {"native_lstm_backward", boxed<native_lstm_backward, 5, 3>},
                                           {"native_gru", boxed<native_gru, 4, 2>},
                                           {"native_gru_backward", boxed<native_gru_backward, 4, 2>}});
-
-// A kernel in the convention of inductor's C++ wrapper.
-template <auto kernel, class... Results>
-AOTITorchError direct(std::initializer_list<AtenTensorHandle> given, Results... results) {
-  return guarded([&] {
-    AtenTensorHandle made[sizeof...(results)], *next = made;
-    kernel(given.begin(), made);
-    ((*results = *next++), ...);
-  });
-}
 
 }  // namespace
 
