@@ -19,7 +19,7 @@ from l2path import lowerings
 from l2path.blocks import Block
 from l2path.functional import Given, vmap
 from l2path.functional.lowered import Lowered
-from l2path.lowerings import convolution, convolutions
+from l2path.lowerings import convolution, convolutions, pooling
 from l2path.lowerings.randomness import without_random_numbers
 from l2path.trees import map_tensors
 from l2path.types import Batch, Tree
@@ -86,8 +86,8 @@ class Compiled:
         )
         traced = self.vmapped if noisy else lowering(self.vmapped, native=native)
         if native:
-            convolution.allow_in_compiled()
-            convolutions.allow_in_compiled()
+            for kernels in (convolution, convolutions, pooling):
+                kernels.allow_in_compiled()
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
             def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:

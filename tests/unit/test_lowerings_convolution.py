@@ -242,7 +242,7 @@ def pooled() -> nn.Module:
 
 
 def test_compiled_members_equal_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CNN whose program holds native convolutions, against vmapped and looped members."""
+    """A CNN whose program holds native convolutions and pooling, against vmapped and looped members."""
     monkeypatch.setattr(lowering, "taken", torch.compiler.assume_constant_result(lambda *_: True))
     x = numbers((40, 1, 8, 8), torch.float64)
     y = torch.arange(40) % 3
@@ -264,7 +264,7 @@ def test_compiled_members_equal_the_others(monkeypatch: pytest.MonkeyPatch) -> N
     with torch._inductor.config.patch(force_disable_caches=True):
         found = run(Engine("compiled", 2, workers=2, steps=2, native=True, partial=False))
     assert found.engine.native
-    assert {"l2path.convolve.default", "l2path.convolve_weight.default"} <= seen
+    assert {"l2path.convolve.default", "l2path.convolve_weight.default", "l2path.max_pool.default"} <= seen
     for engine in ("vmap", "loop"):
         other = run(engine)
         assert_trees_close(found.params, other.params, 1e-10)

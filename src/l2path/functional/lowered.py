@@ -20,6 +20,7 @@ from l2path.functional.equivalents import EQUIVALENTS
 from l2path.functional.opened import multi_head_attention_forward
 from l2path.lowerings.convolution import convolve
 from l2path.lowerings.convolutions import taken
+from l2path.lowerings.pooling import max_pool
 
 
 class Lowered(TorchFunctionMode):
@@ -46,9 +47,9 @@ class Lowered(TorchFunctionMode):
 
 def lowered(func: Any, args: Any, kwargs: dict[str, Any], *, native: bool) -> Any:
     """Return what a torch function returns, by way of what stands for it."""
-    if native and func in CONVOLUTIONS and (found := native_convolution(*args, **kwargs)) is not None:
-        return found
     # The compiler finds functions of Python in a dict by chance.
+    if native and (kernel := NATIVE.get(func)) is not None and (found := kernel(*args, **kwargs)) is not None:
+        return found
     replace = unflatten if func is Tensor.unflatten else REPLACED.get(func)
     if replace is not None and (found := replace(*args, **kwargs)) is not None:
         return found
@@ -144,6 +145,45 @@ def native_convolution(
     return (y.squeeze(1) if axes == 1 else y).movedim(-1, 1)
 
 
+def native_max_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """Return ``F.max_pool2d`` by a native kernel, or None where windows overlap or leave pixels over."""
+    height, width = _each(kernel_size, 2)
+    steps = [height, width] if stride is None else _each(stride, 2)
+    if steps != [height, width] or {*_each(padding, 2)} != {0} or {*_each(dilation, 2)} != {1} or return_indices:
+        return None
+    if x.ndim != 4 or 0 in x.shape or x.shape[2] % height or x.shape[3] % width:
+        return None
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return None
+    rows, columns = x.shape[2] // height, x.shape[3] // width
+    windows = x.movedim(1, -1).reshape(x.shape[0], rows, height, columns, width, x.shape[1])
+    return max_pool(windows).movedim(-1, 1)
+
+
+def native_max_pool_1d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """Return ``F.max_pool1d`` by a native kernel, or None where windows overlap or leave numbers over."""
+    steps = None if stride is None else [1, *_each(stride, 1)]
+    pads, gaps = [0, *_each(padding, 1)], [1, *_each(dilation, 1)]
+    found = native_max_pool(x.unsqueeze(-2), [1, *_each(kernel_size, 1)], steps, pads, gaps, ceil_mode, return_indices)
+    return None if found is None else found.squeeze(-2)
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor:
@@ -179,7 +219,12 @@ def _padding(padding: Any, kernel: Sequence[int], gaps: Sequence[int]) -> list[i
     return None if any(n % 2 for n in both) else [n // 2 for n in both]
 
 
-CONVOLUTIONS = (torch.conv1d, torch.conv2d)
+NATIVE: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv1d: native_convolution,
+    torch.conv2d: native_convolution,
+    F.max_pool1d: native_max_pool_1d,
+    F.max_pool2d: native_max_pool,
+}
 REPLACED: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: convolution,
     torch.conv2d: convolution,

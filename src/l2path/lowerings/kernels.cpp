@@ -2,4 +2,5 @@
 
 #include "convolution.cpp"
 #include "gemm.cpp"
+#include "pooling.cpp"
 #include "recurrent.cpp"

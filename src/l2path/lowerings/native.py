@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from l2path.lowerings import convolution, recurrent
+from l2path.lowerings import convolution, pooling, recurrent
 
 SWITCH = "L2PATH_NATIVE"
 """Environment variable: "0" keeps to torch's own kernels."""
@@ -211,6 +211,7 @@ def _call(build: _Build, command: list[str]) -> str:
 def _install(library: Path) -> None:
     """Load a library and declare its operations."""
     convolution.declare()
+    pooling.declare()
     recurrent.declare_native()
     for name in PRODUCTS:
         if not hasattr(torch.ops.l2path, name):
@@ -231,7 +232,7 @@ def _has_kernels() -> bool:
 
 def names() -> list[str]:
     """Return the names of all operations that the library has kernels for."""
-    return [*PRODUCTS, *convolution.SCHEMAS, *(f"native_{name}" for name in recurrent.SCHEMAS)]
+    return [*PRODUCTS, *convolution.SCHEMAS, *pooling.SCHEMAS, *(f"native_{name}" for name in recurrent.SCHEMAS)]
 
 
 def _shape_of_product(a: Tensor, b: Tensor) -> Tensor:
