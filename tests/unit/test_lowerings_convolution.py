@@ -233,6 +233,13 @@ def test_it_is_taken_where_it_was_measured_to_be_faster(monkeypatch: pytest.Monk
     assert len(asked) == 1
 
 
+@pytest.mark.usefixtures("always")
+def test_autocast_inside_of_a_model_keeps_its_dtype() -> None:
+    layer, x = nn.Conv2d(3, 4, 3), numbers((2, 3, 5, 5), torch.float32)
+    with Lowered(native=True), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
 def pooled() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -110,7 +110,7 @@ def convolution(
     patches = torch.cat(slices, -1).reshape(-1, depth)
     y = patches @ weight.movedim(1, -1).movedim(0, -1).reshape(depth, out)
     if bias is not None:
-        y = y + bias
+        y = y + bias.to(y.dtype)  # of the product, which autocast may choose
     return y.reshape(x.shape[0], *size, out).movedim(-1, 1)
 
 
@@ -126,6 +126,8 @@ def native_convolution(
     """Return what :func:`convolution` returns by a native kernel, where that is faster, or None."""
     axes = weight.ndim - 2
     if groups != 1 or x.ndim != weight.ndim or 0 in x.shape or x.device.type != "cpu" or x.dtype != weight.dtype:
+        return None
+    if torch.is_autocast_enabled("cpu"):
         return None
     gaps = _each(dilation, axes)
     pads = _padding(padding, weight.shape[2:], gaps)

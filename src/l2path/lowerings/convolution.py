@@ -49,11 +49,15 @@ class _Batched(torch.autograd.Function):
 
     # The signatures are those of each function, hence Any.
     @classmethod
-    def batched(cls, info: Any, dims: tuple[int | None, ...], *operands: Any) -> tuple[Tensor, int]:
+    def batched(
+        cls, info: Any, dims: tuple[int | None, ...], x: Tensor, other: Tensor, pads: tuple[int, int]
+    ) -> tuple[Tensor, int]:
         """Apply to batched operands."""
-        pairs = zip(operands[:2], dims[:2], strict=True)
-        x, y = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs)
-        return cls.apply(x, y, *operands[2:]), 0  # type: ignore[no-untyped-call]  # torch leaves it without types
+        if dims[0] is None:  # padded once for all members
+            x, pads = _padded(x, pads), (0, 0)
+        pairs = zip((x, other), dims[:2], strict=True)
+        full = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs)
+        return cls.apply(*full, pads), 0  # type: ignore[no-untyped-call]  # torch leaves it without types
 
 
 class _Convolve(_Batched):
