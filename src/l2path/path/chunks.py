@@ -100,7 +100,7 @@ class Chunk:
         return weights_of(self.state) if self.best is None else self.best
 
 
-TOGETHER = 8
+TOGETHER = 8  # chunks, at most
 
 
 def together(chunks: Sequence[Chunk]) -> list[list[Chunk]]:

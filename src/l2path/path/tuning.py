@@ -30,7 +30,7 @@ from l2path.types import Batch, Tree
 PART = 0.05  # of the model-steps of a job: measuring does no more
 TIMED = 2  # times that a slow step is done to measure it; the first one warms up
 MEASURED = 1.0  # seconds: a shorter job is not measured
-COMPILED = 3.0  # times its compilation: a job shorter than this is not compiled
+COMPILED = 2.0  # times its compilation: a job shorter than this is not compiled
 COMPILED_LONG = 10.0  # the same where a step of a chunk is a long one, which is less likely to become faster
 LONG = 0.1  # seconds
 PARTIAL = 1.5  # times: what last batches must take for programs of their own
