@@ -16,12 +16,12 @@ from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path import lowerings
-from l2path.blocks import Block
+from l2path.blocks import ALIGNED, Block
 from l2path.functional import Given, vmap
 from l2path.functional.lowered import Lowered
 from l2path.lowerings import convolution, convolutions, pooling
 from l2path.lowerings.randomness import without_random_numbers
-from l2path.trees import map_tensors
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
@@ -80,10 +80,11 @@ class Compiled:
         from torch._dynamo.convert_frame import compile_lock
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
-        self.members, self._lock = members, compile_lock
-        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(
-            given(step, native=native) if noisy else step, in_dims=(0, None, 0)
-        )
+        self.members, self.lock = members, compile_lock
+        alone = given(step, native=native) if noisy else step
+        self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, None, 0))
+        self.each: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, 0, 0))  # on a batch of its own
+        self.joins = False  # whether that may be used
         traced = self.vmapped if noisy else lowering(self.vmapped, native=native)
         if native:
             for kernels in (convolution, convolutions, pooling):
@@ -145,18 +146,18 @@ class Compiled:
             do = self._calls if piece.calls else self._steps_alone
             state, metrics = do(state, block, per_member, piece)
             history += metrics
-        return state, [torch.cat(m) for m in zip(*history, strict=True)]
+        return state, joined_in_time(history)
 
     def _calls(self, state: Tree, block: Block, per_member: Tree, piece: Piece) -> tuple[Tree, list[Sequence[Tensor]]]:
-        members, t = len(tree_leaves(state)[0]), piece.start
+        members, t = len(next(tensor_leaves(state))), piece.start
         history: list[Sequence[Tensor]] = []
-        rows = torch.arange(self.members) % members
         if members < self.members:
+            rows = torch.arange(self.members) % members
             state, per_member = (map_tensors(lambda x: x[rows], tree) for tree in (state, per_member))
         while t < piece.start + piece.length:
             n = self._steps[block.shapes[t]]
             state, metrics = self._call(state, block.stacked(t, n), per_member)
-            history.append([m[:, :members] for m in tree_leaves(metrics)])
+            history.append([m if members >= self.members else m[:, :members] for m in tree_leaves(metrics)])
             t += n
         return state if members >= self.members else map_tensors(lambda x: x[:members].clone(), state), history
 
@@ -166,10 +167,33 @@ class Compiled:
         history: list[Sequence[Tensor]] = []
         for t in range(piece.start, piece.start + piece.length):
             # A step swaps the module's parameters: one thread at a time, and none that compiles.
-            with self._lock:
+            with self.lock:
                 state, metrics = self.vmapped(state, block.batches[t], per_member)
             history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
         return state, history
+
+    def run_each(
+        self, state: Tree, blocks: Sequence[Block], sizes: Sequence[int], per_member: Tree, piece: Piece
+    ) -> tuple[Tree, list[Tensor]]:
+        """Do steps outside of calls with members of several groups, each of which has a block of its own.
+
+        Parameters
+        ----------
+        state, per_member : tree, ``[C, ...]``
+            Of the members of all groups, in their order.
+        blocks : sequence of Block
+            With batches of the same shapes.
+        sizes : sequence of int
+            Members of each group.
+        piece : Piece
+        """
+        history: list[Sequence[Tensor]] = []
+        for t in range(piece.start, piece.start + piece.length):
+            batch = tree_map(lambda *x: _repeated(x, sizes), *(block.batches[t] for block in blocks))
+            with self.lock:
+                state, metrics = self.each(state, batch, per_member)
+            history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
+        return state, joined_in_time(history)
 
     @property
     def steps(self) -> int:
@@ -177,8 +201,15 @@ class Compiled:
         return max(self._steps.values(), default=1)
 
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
-        leaves, metrics = self._program([_owned(x) for x in tree_leaves(state)], batches, per_member)
+        # What begins elsewhere than an allocation of its own would is another program to the compiler.
+        leaves = [x if x.is_contiguous() and x.data_ptr() % ALIGNED == 0 else _owned(x) for x in tree_leaves(state)]
+        leaves, metrics = self._program(leaves, batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
+
+
+def joined_in_time(history: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return metrics ``[T, C]`` of consecutive steps as one of each kind."""
+    return list(history[0]) if len(history) == 1 else [torch.cat(m) for m in zip(*history, strict=True)]
 
 
 # Torch's own modules and this package's, as guards name them; and what is inside of parameters and buffers.
@@ -217,6 +248,12 @@ def lowering(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Calla
             return step(state, batch, per_member)
 
     return run
+
+
+def _repeated(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
+    if not isinstance(leaves[0], Tensor):
+        return leaves[0]
+    return torch.cat([x.expand(n, *x.shape) for x, n in zip(leaves, sizes, strict=True)])
 
 
 def _owned(x: Tensor) -> Tensor:

@@ -27,6 +27,10 @@ Kind: TypeAlias = Literal["vmap", "compiled", "loop"]
 EvalKind: TypeAlias = Literal["vmap", "vjp", "loop"]
 """How outputs in eval mode are computed; see :func:`map_members`."""
 
+Flags: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+
+PLAIN = (torch.float32, torch.float64)
+
 # (state, batch, per_member) -> (state, metrics), for one member
 Step = Callable[[Tree, Batch, Tree], tuple[Tree, Tree]]
 
@@ -281,13 +285,27 @@ def repeat(tree: Tree, members: int) -> Tree:
     return tree_map(lambda x: x.expand(members, *x.shape).clone(), tree)
 
 
-def finite_members(tree: Tree) -> Tensor:
+def finite_members(tree: Tree) -> Flags:
     """Return ``[C]`` booleans: whether every floating number of each member is finite."""
-    flags = [_finite(x) for x in tensor_leaves(tree) if x.is_floating_point() or x.is_complex()]
-    return torch.stack(flags).all(0) if flags else torch.ones(members_of(tree), dtype=torch.bool)
+    leaves = [x for x in tensor_leaves(tree) if x.is_floating_point() or x.is_complex()]
+    good = np.ones(members_of(tree), dtype=np.bool_)
+    for x in leaves:
+        good &= _finite(x)
+    return good
 
 
-def _finite(x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):  # NumPy has less to do before it starts
-        return torch.from_numpy(np.isfinite(x.detach().numpy()).reshape(len(x), math.prod(x.shape[1:])).all(1))
-    return torch.isfinite(x).reshape(x.shape[0], math.prod(x.shape[1:])).all(1)
+def _finite(x: Tensor) -> Flags:
+    shape = len(x), math.prod(x.shape[1:])
+    fast = x.device.type == "cpu" and x.dtype in PLAIN
+    found: Any = np.isfinite(as_array(x)) if fast else torch.isfinite(x).cpu().numpy()
+    flags: Flags = found.reshape(shape).all(1)
+    return flags
+
+
+def as_array(x: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor's numbers as an array, in float64 where NumPy has no such type.
+
+    NumPy has less to do before it starts, and lets no other thread go first.
+    """
+    x = x.detach() if x.requires_grad else x
+    return x.numpy() if x.device.type == "cpu" and x.dtype in PLAIN else x.double().cpu().numpy()

@@ -38,6 +38,7 @@ class Group:
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
     rows: int = 0  # seen in this epoch
+    scoring: object = None  # groups of one value, but None, may be scored together: their validation is the same
 
     @property
     def call(self) -> Step | Compiled:
@@ -48,6 +49,8 @@ class Group:
         """Return what a step of a chunk takes, where the first batch of the block is that of step ``step``."""
         if self.compiled is None or self.noise is None:
             return block
+        with self.compiled.lock:  # what a step draws is noted in a call of the module
+            self.noise.note(block)
         return self.noise.beside(block, self.seed, step)
 
     def loop(self) -> None:
@@ -103,25 +106,21 @@ class Chunk:
 TOGETHER = 8  # chunks, at most
 
 
-def together(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+def together(chunks: Sequence[Chunk], *, scored: bool = False) -> list[list[Chunk]]:
     """Put chunks of one group together for what compiled programs do not do: vmapped, a few are soonest done as one.
 
-    A chunk of one member is a large one, or the only one there is.
+    A chunk of one member is a large one, or the only one there is. What is ``scored`` may be of several groups.
     """
-    found: dict[int, list[Chunk]] = {}
+    found: dict[object, list[Chunk]] = {}
     for chunk in chunks:
-        found.setdefault(id(chunk.group), []).append(chunk)
+        group = chunk.group
+        key = group.scoring if scored and group.scoring is not None else id(group)
+        found.setdefault(key, []).append(chunk)
     sets = []
     for own in found.values():
         count = TOGETHER if any(len(chunk.members) > 1 for chunk in own) else 1
         sets += [own[start : start + count] for start in range(0, len(own), count)]
     return sets
-
-
-def parts_of(chunks: Sequence[Chunk]) -> list[Tensor]:
-    """Return the rows of each chunk where their members are put together."""
-    rows = torch.arange(sum(len(chunk.members) for chunk in chunks))
-    return list(rows.split([len(chunk.members) for chunk in chunks]))
 
 
 class Running(NamedTuple):

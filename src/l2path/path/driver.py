@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.engine import Engine, EvalKind, finite_members, joined, members_of, run_steps, take
+from l2path.compiled import one_thread
+from l2path.engine import Engine, EvalKind, as_array, finite_members, joined, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
 from l2path.memory import is_out_of_memory, release_memory
@@ -27,6 +28,7 @@ from l2path.order import step_seed
 from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, together, weights_of
 from l2path.path.evaluation import Validation, score
 from l2path.path.halving import Halving
+from l2path.path.reading import Read, Reader
 from l2path.path.recording import Record, Sums
 from l2path.path.selfcheck import first_line, or_looped, warn_looped
 from l2path.path.stopping import EarlyStopping, Stopper
@@ -78,6 +80,8 @@ class Driver:
         self.epochs, self.on_epoch = epochs, on_epoch
         self.epoch = 0
         self.block_length = max(first_block, engine.steps)
+        # A hook may change what later steps depend on: nothing of the next epoch begins before it.
+        self.reader = Reader([g.source for g in groups], lambda: self.block_length, epochs if on_epoch is None else 0)
         self.running: Running | None = None  # the step at which an error came
         self.workers: Workers | None = None
         self.select, self.halving = select[0], halving
@@ -113,9 +117,10 @@ class Driver:
         for group in self.groups:
             group.rows = 0
         try:
-            for read in self._read():
+            for read in self.reader.epoch(self.epoch):
                 started = time.monotonic()
-                with self._side_by_side(read):
+                self._begin(read)
+                with self._threads():
                     for chunk in list(self.chunks):
                         if id(chunk.group.source) in read:
                             self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
@@ -140,7 +145,8 @@ class Driver:
             )
         cut = interrupt.asked and any((g.source.rows or math.inf) > g.rows for g in self.groups)
         if any(g.rows for g in self.groups):
-            self._record_epoch(sums)
+            with self._threads():
+                self._record_epoch(sums)
             self.epoch += 1
         if not cut:
             self._hook()
@@ -149,23 +155,21 @@ class Driver:
             progress.show(self.epoch, self._note())
         return not cut
 
-    def _read(self) -> Iterator[dict[int, Block]]:
-        """Yield blocks of batches by source, all sources at the same step."""
-        iterators: dict[int, Iterator[Block]] = {}
-        for group in self.groups:
-            if id(group.source) not in iterators:
-                iterators[id(group.source)] = group.source.blocks(self.epoch, lambda: self.block_length)
-        while found := {k: block for k, it in iterators.items() if (block := next(it, None)) is not None}:
-            yield found
-
-    def _side_by_side(self, read: dict[int, Block]) -> AbstractContextManager[None]:
-        """Let workers begin with all chunks of a block."""
+    def _begin(self, read: Read) -> None:
+        """Let workers begin with all chunks of a block, and of the next one if it can be known."""
         if any(group.compiled is None for group in self.groups):
-            return nullcontext()
+            return
         self.workers = self.workers or Workers(self.engine.workers)
-        return self.workers.ahead(self.chunks, read)
+        self.workers.begin(read, self.chunks)
+        following = self.reader.ahead()
+        if following is not None:
+            self.workers.begin_next(following, self.chunks)
 
-    def _adapt(self, seconds: float, read: dict[int, Block]) -> None:
+    def _threads(self) -> AbstractContextManager[None]:
+        """Leave cores to workers while they are at it."""
+        return one_thread() if self.workers is not None and self.workers.busy else nullcontext()
+
+    def _adapt(self, seconds: float, read: Read) -> None:
         """Choose the length of the next block; no result depends on it."""
         length = len(next(iter(read.values())))
         size = sum(block.nbytes for block in read.values()) / max(1, length)
@@ -229,7 +233,7 @@ class Driver:
     def _fall_back(self, reason: str) -> None:
         """Go on without the compiled program, or with one member after the other."""
         if self.workers is not None:
-            self.workers.wait()
+            self.workers.drop()
         if self.engine.kind == "compiled":
             for group in self.groups:
                 group.compiled = None
@@ -244,14 +248,15 @@ class Driver:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
         begun = self.workers.result(chunk) if self.workers else None
         state, metrics = begun or self._steps(chunk, chunk.state, block, chunk.strengths)
-        good = finite_members(state.params) & torch.isfinite(metrics.loss).all(0)
-        sums.with_block(chunk.members, block.rows, torch.stack([m.double().cpu() for m in metrics]).numpy())
-        if bool(good.all()):
+        values = np.stack([as_array(m) for m in metrics])
+        good = finite_members(state.params) & np.isfinite(values[0]).all(0)
+        sums.with_block(chunk.members, block.rows, values)
+        if good.all():
             chunk.state = state
             return
-        self._park_diverged(chunk, (~good).nonzero().flatten(), block)
+        self._park_diverged(chunk, torch.from_numpy(np.flatnonzero(~good)), block)
         chunk.state = state
-        self._shrink(chunk, good)
+        self._shrink(chunk, torch.from_numpy(good))
 
     def _steps(
         self, chunk: Chunk, state: TrainState, block: Block, strengths: Lambdas, offset: int = 0
@@ -276,15 +281,15 @@ class Driver:
         members = [chunk.members[c] for c in rows.tolist()]
         for t in range(len(block)):
             new, metrics = self._steps(chunk, state, block[t], strengths, offset=t)
-            good = finite_members(new.params) & torch.isfinite(metrics.loss[0])
+            good = finite_members(new.params) & np.isfinite(as_array(metrics.loss[0]))
             if t == len(block) - 1:  # repeated in a smaller group a member may differ by rounding
-                good = torch.zeros_like(good)
-            for c in (~good).nonzero().flatten().tolist():
+                good = np.zeros_like(good)
+            for c in np.flatnonzero(~good).tolist():
                 k = members[c]
                 self.record.parked[k] = weights_of(take(state, c))
                 self.record.status[k] = "diverged"
                 self.record.diverged_at[k] = chunk.group.step + t
-            alive = good.nonzero().flatten()
+            alive = torch.from_numpy(np.flatnonzero(good))
             if not len(alive):
                 return
             members = [members[c] for c in alive.tolist()]
@@ -300,7 +305,8 @@ class Driver:
     def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
         table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
-        for chunks in together(self.chunks) if self.engine.kind == "compiled" else [[chunk] for chunk in self.chunks]:
+        several = self.engine.kind == "compiled"
+        for chunks in together(self.chunks, scored=True) if several else [[chunk] for chunk in self.chunks]:
             group, members = chunks[0].group, [k for chunk in chunks for k in chunk.members]
             found = self._score(chunks, group.validation) if group.validation else {}
             if group.validation is not None and group.monitor is not None:

@@ -14,12 +14,14 @@ from l2path.batches import batch_rows, noted
 from l2path.data import DataStream, Source
 from l2path.engine import EvalKind, map_members, members_of, take
 from l2path.errors import ArgumentError
-from l2path.functional import Functional, seed_generators
+from l2path.functional import Functional, seed_generators, vmap
 from l2path.losses import FullLoss, ModelLoss, check_scalar, data_loss, split_batch
 from l2path.order import step_seed
 from l2path.training import TrainState
-from l2path.trees import map_tensors, tree_map
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, LossFn, MetricFn, Params, Tree
+
+LOSS_BYTES = 2**25  # of the outputs that a vmapped loss is given
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Validation:
     source: Source
     loss_fn: LossFn | FullLoss
     metrics: dict[str, Metric]
+    batched: bool = False  # whether the loss of many members' outputs can be vmapped
 
     @property
     def names(self) -> list[str]:
@@ -212,16 +215,35 @@ def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation, prepare: Ca
     """
     found: dict[str, list[float]] = {name: [] for name in val.names}
     with torch.no_grad():
-        for c in range(members_of(outputs)):
+        if val.batched:
+            found["val_loss"] = losses_at_once(val, outputs, targets, prepare)
+        for c in range(members_of(outputs) if val.metrics or not val.batched else 0):
             one = take(outputs, c)
-            # Copied for each call: what works in place must not spoil the rows for the others.
-            prepare()
-            loss = val.loss_fn(*copied(one, targets))  # type: ignore[operator]  # no FullLoss comes here
-            found["val_loss"].append(float(check_scalar(loss)))
+            if not val.batched:
+                # Copied for each call: what works in place must not spoil the rows for the others.
+                prepare()
+                loss = val.loss_fn(*copied(one, targets))  # type: ignore[operator]  # no FullLoss comes here
+                found["val_loss"].append(float(check_scalar(loss)))
             for name, metric in val.metrics.items():
                 prepare()
                 found[f"val_{name}"].append(_number(metric.function(*copied(one, targets)), name))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+
+
+def losses_at_once(val: Validation, outputs: Tree, targets: Tree, prepare: Callable[[], None]) -> list[float]:
+    """Return the loss of each member, some of them at a time."""
+
+    def loss(own: Tree, rows: Tree) -> Tensor:
+        return check_scalar(val.loss_fn(own, rows))  # type: ignore[operator]  # no FullLoss comes here
+
+    members, size = members_of(outputs), sum(x.nbytes for x in tensor_leaves(outputs))
+    count = max(1, members * LOSS_BYTES // max(1, size))
+    losses: list[float] = []
+    for start in range(0, members, count):
+        part = map_tensors(lambda x: x[start : start + count], outputs)  # noqa: B023
+        prepare()
+        losses += vmap(loss, in_dims=(0, None))(*copied(part, targets)).tolist()
+    return losses
 
 
 def _number(value: Any, name: str) -> float:

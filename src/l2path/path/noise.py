@@ -36,6 +36,11 @@ class Noise:
         names = [name for name, numbers in {"randn_like": "normal", "rand_like": "uniform"}.items() if numbers in what]
         return f"torch.{names[0]} draws random numbers in a step" if names else None
 
+    def note(self, block: Block) -> None:
+        """Find out what steps on these batches draw, where that is not known yet."""
+        for batch, shape in zip(block.batches, block.shapes, strict=True):
+            self._numbers(batch, shape)
+
     def beside(self, block: Block, seed: int, step: int) -> Block:
         """Return a block of ``(batch, noise)``, where the first batch is that of step number ``step``.
 

@@ -234,12 +234,16 @@ def train_members(
     if validations:
         rows = preflight.evaluation_rows(eval_fn.with_substitutes(None), loss_fn, batch)
         validations = {fold: in_batches(val, rows) for fold, val in validations.items()}
-        for (fold, _), group in groups.items():
-            group.validation = validations[fold]
-            group.monitor = None if monitors is None else in_batches(monitors[fold], rows)
         first = validations[keys[0][0]]
         selection = replace(selection, validation=first)
         preflight.check_validation(fns[seed], eval_fn, first)
+        scoring = selfcheck.scoring(fns[seed], eval_fn, first)
+        for (fold, _), group in groups.items():
+            group.validation = replace(validations[fold], batched=scoring.batched)
+            if monitors is not None:
+                group.monitor = in_batches(replace(monitors[fold], batched=scoring.batched), rows)
+            if programs and scoring.quiet:  # what has one program is alike
+                group.scoring = fold, id(group.compiled)
 
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
     select, halving = (selection.name, selection.greater_is_better), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -23,8 +23,10 @@ from l2path.functional import (
     grad_with_torch_func,
     seed_generators,
 )
-from l2path.losses import FullLoss, data_loss, split_batch
+from l2path.losses import FullLoss, ModelLoss, data_loss, split_batch
 from l2path.order import step_seed
+from l2path.path.evaluation import Validation, forward, losses_at_once, scores_of_outputs, validation_batches
+from l2path.training import TrainState
 from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, LossFn, Params, Tree
 
@@ -104,6 +106,39 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
     replaced = ", ".join(sorted(found.used))
     reason = f"{second.reason}, with equivalents of {replaced} that vmap can batch" if replaced else second.reason
     return Verdict(True, reason, substitutes=found, draws=second.draws)
+
+
+class Scoring(NamedTuple):
+    """How members are scored: whether the loss of their outputs can be vmapped, and whether nothing is drawn."""
+
+    batched: bool
+    quiet: bool
+
+
+def scoring(fn: Functional, eval_fn: Functional, val: Validation) -> Scoring:
+    """Compare the vmapped loss of two members' outputs with the loop, on the first validation batch."""
+    if isinstance(val.loss_fn, (FullLoss, ModelLoss)):
+        return Scoring(False, False)
+    inputs, targets = split_batch(next(validation_batches(val.source)), val.loss_fn)
+    state = TrainState(*two_members(fn), (), torch.zeros(2))
+
+    def nothing() -> None:
+        pass
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        outputs = forward("loop", eval_fn.with_substitutes(None), state, inputs, 0)
+        untouched = torch.Generator().manual_seed(0).get_state()
+        quiet = fn.device.type == "cpu" and torch.equal(torch.default_generator.get_state(), untouched)
+        before = torch.default_generator.get_state()
+        looped = scores_of_outputs(outputs, targets, val, nothing)["val_loss"]
+        quiet = quiet and torch.equal(torch.default_generator.get_state(), before)
+        try:
+            tolerance = tolerance_of(lambda: scores_of_outputs(outputs, targets, replace(val, metrics={}), nothing))
+            vmapped = losses_at_once(val, outputs, targets, nothing)
+        except Exception:
+            return Scoring(False, quiet)
+    return Scoring(agree(torch.tensor(vmapped, dtype=torch.float64), looped, tolerance), quiet)
 
 
 class Reference(NamedTuple):

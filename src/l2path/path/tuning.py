@@ -14,17 +14,18 @@ import torch
 
 from l2path import lowerings
 from l2path.blocks import Block
-from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, one_thread
+from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece, one_thread
 from l2path.data import Source
 from l2path.engine import Engine, Kind, Step, run_steps, take
 from l2path.errors import ArgumentError
 from l2path.functional import forked_rng, seed_generators
 from l2path.memory import operations
 from l2path.order import step_seed
+from l2path.path.chunks import TOGETHER
 from l2path.path.noise import Noise
 from l2path.path.remembered import machine, note, recall
 from l2path.path.selfcheck import TOLERANCE, agree, first_line
-from l2path.trees import map_tensors, tensor_leaves
+from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
 PART = 0.05  # of the model-steps of a job: measuring does no more
@@ -292,6 +293,7 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         for block in blocks:
             if not _right(program.compile, block, job, module, engine.member_chunk, noise):
                 raise ValueError("compiled steps differ from vmapped ones")
+        program.joins = _may_join(program, job, module, noise)
         programs[module] = program
     workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
     return replace(engine, workers=max(1, workers)), programs
@@ -313,11 +315,42 @@ def _right(
         given = block if noise is None else noise.beside(block, 0, 0)
     with one_thread():
         got = call(state, given, extra)
-    dtypes = {x.dtype for x in tensor_leaves(want) if x.is_floating_point()}
-    tolerance = max(TOLERANCE.get(d, 1e-3) for d in dtypes)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
     pairs += [(got[0], want[0])] if len(few) == len(block) else []
-    return all(agree(a, b, tolerance) for a, b in pairs)
+    return all(agree(a, b, _tolerance(want)) for a, b in pairs)
+
+
+def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> bool:
+    """Whether members of several groups, each with its own batch, may do a step outside of calls together."""
+    members = min(TOGETHER * program.members, sum(job.groups))
+    if len(job.groups) == 1 or members * sum(x.nbytes for x in tensor_leaves(job.batch)) > BLOCK_BYTES:
+        return False
+    # Each row of a half two times, which is a batch of another loss.
+    twice = map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], job.batch)
+    blocks = [Block([job.batch]), Block([twice])]
+    state, extra = job.sample(module, 2)
+    step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
+    try:
+        with forked_rng(job.device):
+            want = [
+                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(seeded, job.device))
+                for c, block in zip(rows, blocks, strict=True)
+            ]
+            given = blocks if noise is None else [noise.beside(block, 0, 0) for block in blocks]
+        found, metrics = program.run_each(state, given, [1, 1], extra, Piece(0, 1, calls=False))
+    except Exception:  # of vmap, to which a batch of each member's own is something else
+        return False
+    for c, (new, told) in zip(rows, want, strict=True):
+        # What a step changes: beside the parameters themselves a wrong step is nothing.
+        before = take(state, c)
+        got, right = (tree_map(lambda a, b: a - b, x, before) for x in (take(found, c), new))
+        if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
+            return False
+    return True
+
+
+def _tolerance(tree: Tree) -> float:
+    return max(TOLERANCE.get(x.dtype, 1e-3) for x in tensor_leaves(tree) if x.is_floating_point())
 
 
 def _seconds(kind: Kind, step: Step | Compiled, job: Job, module: int, members: int) -> float:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.compiled import Piece, one_thread
-from l2path.engine import joined, take
-from l2path.path.chunks import Chunk, parts_of, together
+from l2path.compiled import Compiled, Piece, joined_in_time
+from l2path.engine import joined, members_of, take
+from l2path.path.chunks import TOGETHER, Chunk, together
+from l2path.path.reading import Read
 from l2path.training import Metrics, TrainState
-from l2path.types import Tree
+from l2path.trees import tensor_leaves
+from l2path.types import Lambdas, Tree
+
+AHEAD_BYTES = 2**28  # of states: where they are larger, nobody waits for long beside them
 
 
 class Done(NamedTuple):
@@ -38,8 +41,52 @@ class Begun(NamedTuple):
         return self.future.result()[self.number]
 
 
+class Task(NamedTuple):
+    """What a chunk's members begin a piece with, and which lambdas they have."""
+
+    before: Begun | TrainState
+    fresh: bool  # whether the block begins with this piece
+    strengths: Lambdas
+
+    def done(self) -> Done:
+        """Return where the chunk stands in this block; waits for it."""
+        if isinstance(self.before, TrainState):
+            return Done(self.before, [])
+        found = self.before.result()
+        return found._replace(metrics=[]) if self.fresh else found
+
+
+class Ahead:
+    """Chunks that workers have begun to run over a block.
+
+    Parameters
+    ----------
+    read : Read
+        The block.
+    chunks : sequence of Chunk
+    """
+
+    def __init__(self, read: Read, chunks: Sequence[Chunk]) -> None:
+        self.read, self.chunks = read, [(chunk, chunk.members) for chunk in chunks]
+        self.begun: dict[int, Begun] = {}  # by chunk: the last piece that it was begun with
+        self.futures: list[Future[list[Done]]] = []
+
+    def holds(self, read: Read, chunks: Sequence[Chunk]) -> bool:
+        """Return whether this is what is to be done: nobody has left since."""
+        now = [(chunk, chunk.members) for chunk in chunks]
+        return read is self.read and len(now) == len(self.chunks) and all(
+            a is b and m is n for (a, m), (b, n) in zip(now, self.chunks, strict=True)
+        )  # fmt: skip
+
+    def drop(self) -> None:
+        """Let nothing of it run on."""
+        for future in self.futures:
+            future.cancel()
+        futures.wait(self.futures)
+
+
 class Workers:
-    """Threads of one torch thread each, which run ahead of the driver over all chunks of a block.
+    """Threads of one torch thread each, which run ahead of the driver over all chunks of a block, and of the next one.
 
     Parameters
     ----------
@@ -48,70 +95,118 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-        self.begun: dict[int, Begun] = {}  # by chunk: its last piece
-        self.futures: list[Future[list[Done]]] = []
+        self.now: Ahead | None = None
+        self.next: Ahead | None = None
 
-    @contextmanager
-    def ahead(self, chunks: Sequence[Chunk], read: Mapping[int, Block]) -> Iterator[None]:
-        """Begin with all chunks of a block; ``read`` holds the batches by source. All have ended afterwards."""
-        # All before the first one begins: what a step draws is noted in a call of the module, which others share.
+    def begin(self, read: Read, chunks: Sequence[Chunk]) -> None:
+        """Begin with all chunks of a block, if that was not done ahead."""
+        self.now, self.next = self.next, None
+        if self.now is None or not self.now.holds(read, chunks):
+            self.drop()
+            self.now = self._begin(read, chunks, None)
+
+    def begin_next(self, read: Read, chunks: Sequence[Chunk]) -> None:
+        """Begin with the block that comes after the present one, from wherever that one leaves the chunks.
+
+        Nothing comes of it if members leave meanwhile, since those that stay are then run in other company.
+        """
+        if sum(leaf.nbytes for chunk in chunks for leaf in tensor_leaves(chunk.state)) <= AHEAD_BYTES:
+            self.next = self._begin(read, chunks, self.now)
+
+    def _begin(self, read: Read, chunks: Sequence[Chunk], after: Ahead | None) -> Ahead:
+        ahead = Ahead(read, chunks)
         groups = {id(chunk.group): chunk.group for chunk in chunks if id(chunk.group.source) in read}
-        given = {key: group.blocks(read[id(group.source)], group.step) for key, group in groups.items()}
-        with one_thread():
-            try:
-                for own, block, piece in _in_order(chunks, given):
-                    before = [self.begun.get(id(chunk)) for chunk in own]
-                    # It waits for threads that have begun before it: never for one that waits for it.
-                    future = self.pool.submit(_run, own, before, block, piece)
-                    self.futures.append(future)
-                    self.begun.update({id(chunk): Begun(future, n) for n, chunk in enumerate(own)})
-                yield
-            finally:
-                self.wait()
+        given = {}  # all before the first one begins
+        for key, group in groups.items():
+            source = id(group.source)
+            step = group.step + (len(after.read[source]) if after and source in after.read else 0)
+            given[key] = group.blocks(read[source], step)
+        for turn in _in_order(chunks, given):
+            own = turn.chunks
+            program = own[0].group.compiled
+            assert program is not None
+            tasks = []
+            for chunk in own:
+                here, earlier = ahead.begun.get(id(chunk)), after.begun.get(id(chunk)) if after else None
+                tasks.append(Task(here or earlier or chunk.state, here is None, chunk.strengths))
+            # It waits for threads that have begun before it: never for one that waits for it.
+            future = self.pool.submit(_run, program, tasks, [given[id(chunk.group)] for chunk in own], turn.piece)
+            ahead.futures.append(future)
+            ahead.begun.update({id(chunk): Begun(future, n) for n, chunk in enumerate(own)})
+        return ahead
 
     def result(self, chunk: Chunk) -> tuple[TrainState, Metrics] | None:
-        """Return what became of a chunk, and None if it was not begun with."""
-        if (begun := self.begun.get(id(chunk))) is None:
+        """Return what became of a chunk in the present block, and None if it was not begun with."""
+        if self.now is None or (begun := self.now.begun.get(id(chunk))) is None:
             return None
         state, metrics = begun.result()
-        return TrainState(*state), Metrics(*(torch.cat(m) for m in zip(*metrics, strict=True)))
+        return TrainState(*state), Metrics(*joined_in_time(metrics))
 
-    def wait(self) -> None:
-        """Let nothing run on beside what follows."""
-        futures.wait(self.futures)
-        self.futures.clear()
-        self.begun.clear()
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs beside what follows."""
+        return any(not future.done() for ahead in (self.now, self.next) if ahead for future in ahead.futures)
+
+    def drop(self) -> None:
+        """Let nothing run on beside what follows, and forget it."""
+        for ahead in (self.next, self.now):
+            if ahead is not None:
+                ahead.drop()
+        self.now = self.next = None
 
     def close(self) -> None:
         """End the threads."""
+        self.drop()
         self.pool.shutdown()
 
 
-def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block]) -> Iterator[tuple[list[Chunk], Block, Piece]]:
-    """Yield what is to be run over which piece of a block, in an order in which little waits for another thread."""
-    found = []
+@dataclass
+class Turn:
+    """Chunks that are run over a piece of their blocks together, and when."""
+
+    place: int
+    chunks: list[Chunk]
+    piece: Piece
+
+
+def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block]) -> list[Turn]:
+    """Return what is to be run over which piece of its block, in an order in which little waits for another thread."""
+    turns: list[Turn] = []
+    several: dict[tuple[Any, ...], Turn] = {}  # of small groups that end with steps outside of calls
     for number, (key, block) in enumerate(given.items()):
         own = [chunk for chunk in chunks if id(chunk.group) == key]
-        assert own[0].group.compiled is not None
-        for turn, piece in enumerate(own[0].group.compiled.pieces(block)):
-            sets = [[chunk] for chunk in own] if piece.calls else together(own)
+        program = own[0].group.compiled
+        assert program is not None
+        pieces = program.pieces(block)
+        for count, piece in enumerate(pieces):
             # Steps outside of calls go on beside the calls of the next group.
-            found.append((number + 2 * turn, [(members, block, piece) for members in sets]))
-    return itertools.chain.from_iterable(tasks for _, tasks in sorted(found, key=lambda entry: entry[0]))
+            place = number + 2 * count
+            if piece.calls or not program.joins or piece is not pieces[-1] or len(own) > TOGETHER // 2:
+                turns += [Turn(place, found, piece) for found in ([[c] for c in own] if piece.calls else together(own))]
+                continue
+            alike = (id(program), piece, *block.shapes[piece.start :])
+            if alike not in several or len(several[alike].chunks) + len(own) > TOGETHER:
+                several[alike] = Turn(place, [], piece)
+                turns.append(several[alike])
+            several[alike].place = place
+            several[alike].chunks += own
+    return sorted(turns, key=lambda turn: turn.place)
 
 
-def _run(chunks: list[Chunk], before: list[Begun | None], block: Block, piece: Piece) -> list[Done]:
-    """Run chunks of a group over a piece in a thread, where nothing is seeded: random numbers have been drawn."""
-    program = chunks[0].group.compiled
-    assert program is not None
-    at = [b.result() if b else Done(c.state, []) for b, c in zip(before, chunks, strict=True)]
-    if len(chunks) == 1:
-        state, metrics = program.run(at[0].state, block, chunks[0].strengths, [piece])
+def _run(program: Compiled, tasks: Sequence[Task], blocks: Sequence[Block], piece: Piece) -> list[Done]:
+    """Run chunks over a piece in a thread, where nothing is seeded: random numbers have been drawn."""
+    at = [task.done() for task in tasks]
+    if len(tasks) == 1:
+        state, metrics = program.run(at[0].state, blocks[0], tasks[0].strengths, [piece])
         return [Done(state, [*at[0].metrics, metrics])]
-    state, metrics = program.run(
-        joined([done.state for done in at]), block, joined([chunk.strengths for chunk in chunks]), [piece]
-    )
+    state, strengths = joined([done.state for done in at]), joined([task.strengths for task in tasks])
+    sizes = [members_of(done.state) for done in at]
+    if all(block is blocks[0] for block in blocks):
+        state, metrics = program.run(state, blocks[0], strengths, [piece])
+    else:
+        state, metrics = program.run_each(state, blocks, sizes, strengths, piece)
+    parts = torch.arange(sum(sizes)).split(sizes)
     return [
         Done(take(state, rows), [*done.metrics, [m[:, rows] for m in metrics]])
-        for done, rows in zip(at, parts_of(chunks), strict=True)
+        for done, rows in zip(at, parts, strict=True)
     ]
