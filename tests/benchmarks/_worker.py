@@ -41,12 +41,15 @@ class Orders:
     def __init__(self, answers: TextIO) -> None:
         self.answers = answers
         self.wanted, self.began, self.steps = 0.0, 0.0, 0
+        self.settle: Callable[[], None] | None = None  # waits for what goes on by itself
 
     def __call__(self, steps: int) -> bool:
         """Count model-steps, and return whether to go on."""
         self.steps += steps
         if time.perf_counter() - self.began < self.wanted:
             return True
+        if self.settle is not None:  # nothing runs while others are measured; what has been begun is paid for once
+            self.settle()
         self.answer(**self.count())
         return self.wait()
 
@@ -113,6 +116,7 @@ def l2path(task: Task, orders: Orders) -> str:
     import torch
 
     import l2path
+    from l2path.path.driver import Driver
     from tests.benchmarks._processes import cores
     from tests.benchmarks._workloads import ALL
 
@@ -121,20 +125,27 @@ def l2path(task: Task, orders: Orders) -> str:
     data = workload.data(task.batches)
     orders.wait()
 
-    def train(engine: Any, epochs: int, on_epoch: Callable[[Any], Any] | None) -> l2path.PathResult:
+    def train(engine: Any, epochs: int) -> l2path.PathResult:
         return l2path.batch_train(
             workload.module(), data, loss_fn=workload.loss, optimizer=workload.ours(), epochs=epochs, engine=engine,
-            lambdas=torch.logspace(-2, -6, task.members), batch_size=workload.batch, on_epoch=on_epoch,
-            progress=False,
+            lambdas=torch.logspace(-2, -6, task.members), batch_size=workload.batch, progress=False,
         )  # fmt: skip
-
-    def done(_: Any) -> Any:
-        return None if orders(task.members * task.batches) else torch.zeros(task.members, dtype=torch.bool)
 
     engine: Any = task.engine
     if task.change:
-        engine = replace(train(engine, 1, None).engine, **task.change)
-    used = train(engine, task.epochs, done).engine
+        engine = replace(train(engine, 1).engine, **task.change)
+    # Before an on_epoch hook nothing of the next epoch is begun, as it is for those who have none.
+    record = Driver._record_epoch
+
+    def recorded(driver: Driver, sums: Any) -> None:
+        record(driver, sums)
+        ahead = driver.workers.next if driver.workers else None
+        orders.settle = ahead.wait if ahead else None
+        if not orders(task.members * task.batches):
+            raise KeyboardInterrupt  # which ends training and keeps what there is
+
+    Driver._record_epoch = recorded  # type: ignore[method-assign]
+    used = train(engine, task.epochs).engine
     if task.engine not in ("auto", used.kind):  # it went on in another way: its rate is none of what was asked for
         raise RuntimeError(used.reason)
     return repr(used)

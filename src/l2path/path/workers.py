@@ -78,11 +78,15 @@ class Ahead:
             a is b and m is n for (a, m), (b, n) in zip(now, self.chunks, strict=True)
         )  # fmt: skip
 
+    def wait(self) -> None:
+        """Wait until all of it is done."""
+        futures.wait(self.futures)
+
     def drop(self) -> None:
         """Let nothing of it run on."""
         for future in self.futures:
             future.cancel()
-        futures.wait(self.futures)
+        self.wait()
 
 
 class Workers:
