@@ -137,9 +137,9 @@ def l2path(task: Task, orders: Orders) -> str:
     # Before an on_epoch hook nothing of the next epoch is begun, as it is for those who have none.
     record = Driver._record_epoch
 
-    def recorded(driver: Driver, sums: Any) -> None:
-        record(driver, sums)
-        ahead = driver.workers.next if driver.workers else None
+    def recorded(self: Driver, sums: Any) -> None:
+        record(self, sums)
+        ahead = self.workers.next if self.workers else None
         orders.settle = ahead.wait if ahead else None
         if not orders(task.members * task.batches):
             raise KeyboardInterrupt  # which ends training and keeps what there is
