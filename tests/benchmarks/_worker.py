@@ -32,6 +32,7 @@ class Task:
     core: int | None = None  # None: all of them
     engine: str = "auto"
     native: bool = True  # False: torch's own kernels
+    hook: bool = False  # whether there is one at the end of each epoch
     change: dict[str, Any] = field(default_factory=dict)  # fields of the Engine that would be taken
 
 
@@ -129,6 +130,7 @@ def l2path(task: Task, orders: Orders) -> str:
         return l2path.batch_train(
             workload.module(), data, loss_fn=workload.loss, optimizer=workload.ours(), epochs=epochs, engine=engine,
             lambdas=torch.logspace(-2, -6, task.members), batch_size=workload.batch, progress=False,
+            on_epoch=(lambda _: None) if task.hook else None,
         )  # fmt: skip
 
     engine: Any = task.engine

@@ -92,6 +92,7 @@ def switches(name: str, members: int) -> dict[str, list[Task]]:
         "all": [on],
         "without native kernels": [replace(on, native=False)],
         "one step per call": [replace(on, change={"steps": 1})],
+        "with an on_epoch hook": [replace(on, hook=True)],
         "one worker": [replace(on, change={"workers": 1})],
         "all members in one chunk": [replace(on, change={"member_chunk": members})],
         "not compiled": [replace(on, engine="vmap")],

@@ -209,7 +209,7 @@ def copied(*trees: Tree) -> tuple[Tree, ...]:
 
 
 def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation, prepare: Callable[[], None]) -> dict[str, Tensor]:
-    """Return ``[C]`` float64 scores by name, calling the loss and each metric on one member at a time.
+    """Return ``[C]`` float64 scores by name: metrics, and a loss that cannot be vmapped, are called member by member.
 
     ``prepare`` seeds what they may draw, the same for every member.
     """
@@ -231,7 +231,7 @@ def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation, prepare: Ca
 
 
 def losses_at_once(val: Validation, outputs: Tree, targets: Tree, prepare: Callable[[], None]) -> list[float]:
-    """Return the loss of each member, some of them at a time."""
+    """Return the loss of each member, vmapped over as many of them as ``LOSS_BYTES`` hold."""
 
     def loss(own: Tree, rows: Tree) -> Tensor:
         return check_scalar(val.loss_fn(own, rows))  # type: ignore[operator]  # no FullLoss comes here
