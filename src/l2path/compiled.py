@@ -201,8 +201,7 @@ class Compiled:
         return max(self._steps.values(), default=1)
 
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
-        # What begins elsewhere than an allocation of its own would is another program to the compiler.
-        leaves = [x if x.is_contiguous() and x.data_ptr() % ALIGNED == 0 else _owned(x) for x in tree_leaves(state)]
+        leaves = [x if _as_allocated(x) else _owned(x) for x in tree_leaves(state)]
         leaves, metrics = self._program(leaves, batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
 
@@ -254,6 +253,16 @@ def _repeated(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
     return torch.cat([x.expand(n, *x.shape) for x, n in zip(leaves, sizes, strict=True)])
+
+
+def _as_allocated(x: Tensor) -> bool:
+    """Whether a tensor lies in memory as one of its own would; anything else is another program to the compiler."""
+    n = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if stride != n:
+            return False
+        n *= max(1, size)
+    return x.data_ptr() % ALIGNED == 0
 
 
 def _owned(x: Tensor) -> Tensor:

@@ -289,17 +289,16 @@ def finite_members(tree: Tree) -> Flags:
     """Return ``[C]`` booleans: whether every floating number of each member is finite."""
     leaves = [x for x in tensor_leaves(tree) if x.is_floating_point() or x.is_complex()]
     good = np.ones(members_of(tree), dtype=np.bool_)
+    others = []
     for x in leaves:
-        good &= _finite(x)
+        shape = len(x), math.prod(x.shape[1:])
+        if x.device.type == "cpu" and x.dtype in PLAIN:
+            good &= np.isfinite(as_array(x)).reshape(shape).all(1)
+        else:
+            others.append(torch.isfinite(x).reshape(shape).all(1))
+    if others:  # a device is waited for once
+        good &= torch.stack(others).all(0).cpu().numpy()
     return good
-
-
-def _finite(x: Tensor) -> Flags:
-    shape = len(x), math.prod(x.shape[1:])
-    fast = x.device.type == "cpu" and x.dtype in PLAIN
-    found: Any = np.isfinite(as_array(x)) if fast else torch.isfinite(x).cpu().numpy()
-    flags: Flags = found.reshape(shape).all(1)
-    return flags
 
 
 def as_array(x: Tensor) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,6 +187,46 @@ def test_groups_whose_steps_cannot_be_joined_rightly_are_not(monkeypatch: pytest
     assert_trees_close(found.members.params, spread(engine="loop").members.params, RTOL)
 
 
+class Masked(nn.Module):
+    """Has a buffer of booleans."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 3).double()
+        self.register_buffer("mask", torch.tensor([True, False, True, True, True]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x * self.mask)
+        return out
+
+
+def test_buffers_of_booleans_are_no_obstacle() -> None:
+    found = spread(make=Masked, engine=JOINED)
+    assert found.members.engine.kind == "compiled"
+    assert_trees_close(found.members.params, spread(make=Masked, engine="loop").members.params, RTOL)
+
+
+def test_modules_that_are_alike_in_training_alone_are_scored_apart() -> None:
+    made = itertools.count()
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.shift = nn.Linear(5, 3).double(), torch.tensor([0.0, 1.0 * next(made), 0.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x)
+            return out if self.training else out + self.shift
+
+    found = spread(make=Shifted, engine=JOINED)
+    made = itertools.count()
+    assert_trees_close(found.members.history, spread(make=Shifted, engine="loop").members.history, RTOL)
+
+
 class Noisy(nn.Module):
     """Draws in eval mode, and in no other."""
 
@@ -244,7 +285,7 @@ def unlike(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_losses_are_vmapped_where_that_gives_the_same(loss: Callable[..., Any], batched: bool, quiet: bool) -> None:
     fn = functionalize(network())
     seed_generators(fn.device, 0)
-    assert selfcheck.scoring(fn, fn.evaluation(), validation(loss)) == (batched, quiet)
+    assert selfcheck.scoring(fn, [fn.evaluation()] * 2, validation(loss), "vmap") == (batched, quiet)
 
 
 @pytest.mark.parametrize("limit", [2**25, 3 * 40 * 3 * 8, 1])

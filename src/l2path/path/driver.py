@@ -39,7 +39,8 @@ from l2path.trees import tensor_leaves, tree_map
 from l2path.types import Lambdas
 
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
-BLOCK_BYTES = 2**28  # buffered batches stay below this
+BLOCK_BYTES = 2**27  # the batches of a block stay below this; there may be two of them
+AHEAD_BYTES = 2**28  # of states: where they are larger, nobody waits for long beside them
 
 
 class Driver:
@@ -119,15 +120,16 @@ class Driver:
         try:
             for read in self.reader.epoch(self.epoch):
                 started = time.monotonic()
-                self._begin(read)
                 with self._threads():
+                    self._begin(read)
                     for chunk in list(self.chunks):
                         if id(chunk.group.source) in read:
                             self._whole_block(chunk, read[id(chunk.group.source)], sums, interrupt)
                 for group in self.groups:
                     if done := read.get(id(group.source)):
                         group.step, group.rows = group.step + len(done), group.rows + sum(done.rows)
-                self._adapt(time.monotonic() - started, read)
+                begun = self.workers.seconds if self.workers else 0.0
+                self._adapt(max(begun, time.monotonic() - started), read)
                 total = self.groups[0].source.rows
                 progress.show(self.epoch + (self.groups[0].rows / total if total else 0.5), self._note())
                 if interrupt.asked or not self.chunks:
@@ -145,7 +147,12 @@ class Driver:
             )
         cut = interrupt.asked and any((g.source.rows or math.inf) > g.rows for g in self.groups)
         if any(g.rows for g in self.groups):
-            with self._threads():
+            try:
+                self._record_epoch(sums)
+            except KeyboardInterrupt:  # as above, raised while members were scored
+                if interrupt.asked:
+                    raise
+                interrupt.asked = True
                 self._record_epoch(sums)
             self.epoch += 1
         if not cut:
@@ -159,15 +166,15 @@ class Driver:
         """Let workers begin with all chunks of a block, and of the next one if it can be known."""
         if any(group.compiled is None for group in self.groups):
             return
-        self.workers = self.workers or Workers(self.engine.workers)
+        self.workers = self.workers or Workers(self.engine.workers, joins=self.reader.in_memory)
         self.workers.begin(read, self.chunks)
-        following = self.reader.ahead()
-        if following is not None:
+        states = sum(leaf.nbytes for chunk in self.chunks for leaf in tensor_leaves(chunk.state))
+        if states <= AHEAD_BYTES and (following := self.reader.ahead()) is not None:
             self.workers.begin_next(following, self.chunks)
 
     def _threads(self) -> AbstractContextManager[None]:
-        """Leave cores to workers while they are at it."""
-        return one_thread() if self.workers is not None and self.workers.busy else nullcontext()
+        """Leave cores to the workers, where there are some."""
+        return one_thread() if self.groups[0].compiled is not None else nullcontext()
 
     def _adapt(self, seconds: float, read: Read) -> None:
         """Choose the length of the next block; no result depends on it."""
@@ -329,9 +336,11 @@ class Driver:
         parts = [(averaged_params(chunk.state), chunk.state.buffers) for chunk in chunks]
         params, buffers = joined(parts) if len(parts) > 1 else parts[0]
         group, state = chunks[0].group, chunks[0].state._replace(params=params, buffers=buffers)
-        self.eval_kind, found = or_looped(
-            self.eval_kind, group.eval_fn, lambda kind, fn: score(kind, fn, state, val, group.seed)
-        )
+        # A loss may call the module itself, whose parameters workers swap while they do steps outside of calls.
+        with group.compiled.lock if group.compiled is not None else nullcontext():
+            self.eval_kind, found = or_looped(
+                self.eval_kind, group.eval_fn, lambda kind, fn: score(kind, fn, state, val, group.seed)
+            )
         return found
 
     def _stop_early(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,13 @@ from l2path.engine import EvalKind, map_members, members_of, take
 from l2path.errors import ArgumentError
 from l2path.functional import Functional, seed_generators, vmap
 from l2path.losses import FullLoss, ModelLoss, check_scalar, data_loss, split_batch
+from l2path.memory import peak_bytes
 from l2path.order import step_seed
 from l2path.training import TrainState
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Buffers, LossFn, MetricFn, Params, Tree
 
-LOSS_BYTES = 2**25  # of the outputs that a vmapped loss is given
+LOSS_BYTES = 2**25  # that a vmapped loss may take
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Validation:
     loss_fn: LossFn | FullLoss
     metrics: dict[str, Metric]
     batched: bool = False  # whether the loss of many members' outputs can be vmapped
+    peaks: dict[Any, int] = field(default_factory=dict, compare=False, repr=False)  # bytes of a loss, by shapes
 
     @property
     def names(self) -> list[str]:
@@ -215,11 +217,14 @@ def scores_of_outputs(outputs: Tree, targets: Tree, val: Validation, prepare: Ca
     """
     found: dict[str, list[float]] = {name: [] for name in val.names}
     with torch.no_grad():
-        if val.batched:
-            found["val_loss"] = losses_at_once(val, outputs, targets, prepare)
-        for c in range(members_of(outputs) if val.metrics or not val.batched else 0):
+        try:
+            found["val_loss"] = losses_at_once(val, outputs, targets, prepare) if val.batched else []
+        except Exception:  # out of memory, or what is there in these rows alone: an error of the loss comes again
+            found["val_loss"] = []
+        batched = bool(found["val_loss"])
+        for c in range(members_of(outputs) if val.metrics or not batched else 0):
             one = take(outputs, c)
-            if not val.batched:
+            if not batched:
                 # Copied for each call: what works in place must not spoil the rows for the others.
                 prepare()
                 loss = val.loss_fn(*copied(one, targets))  # type: ignore[operator]  # no FullLoss comes here
@@ -236,8 +241,11 @@ def losses_at_once(val: Validation, outputs: Tree, targets: Tree, prepare: Calla
     def loss(own: Tree, rows: Tree) -> Tensor:
         return check_scalar(val.loss_fn(own, rows))  # type: ignore[operator]  # no FullLoss comes here
 
-    members, size = members_of(outputs), sum(x.nbytes for x in tensor_leaves(outputs))
-    count = max(1, members * LOSS_BYTES // max(1, size))
+    shapes = tuple(x.shape[1:] for x in tensor_leaves(outputs))
+    if shapes not in val.peaks:
+        prepare()
+        val.peaks[shapes] = peak_bytes(lambda: loss(*copied(take(outputs, 0), targets)))
+    members, count = members_of(outputs), max(1, LOSS_BYTES // max(1, val.peaks[shapes]))
     losses: list[float] = []
     for start in range(0, members, count):
         part = map_tensors(lambda x: x[start : start + count], outputs)  # noqa: B023

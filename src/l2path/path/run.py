@@ -237,12 +237,12 @@ def train_members(
         first = validations[keys[0][0]]
         selection = replace(selection, validation=first)
         preflight.check_validation(fns[seed], eval_fn, first)
-        scoring = selfcheck.scoring(fns[seed], eval_fn, first)
+        scoring = selfcheck.scoring(fns[seed], [group.eval_fn for group in groups.values()], first, eval_kind)
         for (fold, _), group in groups.items():
             group.validation = replace(validations[fold], batched=scoring.batched)
             if monitors is not None:
                 group.monitor = in_batches(replace(monitors[fold], batched=scoring.batched), rows)
-            if programs and scoring.quiet:  # what has one program is alike
+            if programs and scoring.joined:
                 group.scoring = fold, id(group.compiled)
 
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -109,15 +109,26 @@ def try_vmap(fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch, seed: int
 
 
 class Scoring(NamedTuple):
-    """How members are scored: whether the loss of their outputs can be vmapped, and whether nothing is drawn."""
+    """How members are scored.
+
+    Attributes
+    ----------
+    batched : bool
+        Whether the loss of many members' outputs can be vmapped.
+    joined : bool
+        Whether those of several seeds may be scored together: their modules are alike, and nothing is drawn.
+    """
 
     batched: bool
-    quiet: bool
+    joined: bool
 
 
-def scoring(fn: Functional, eval_fn: Functional, val: Validation) -> Scoring:
-    """Compare the vmapped loss of two members' outputs with the loop, on the first validation batch."""
-    if isinstance(val.loss_fn, (FullLoss, ModelLoss)):
+def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kind: EvalKind) -> Scoring:
+    """Compare the vmapped loss of two members' outputs with the loop, and modules with the first one.
+
+    On the first validation batch.
+    """
+    if kind == "loop" or isinstance(val.loss_fn, (FullLoss, ModelLoss)):
         return Scoring(False, False)
     inputs, targets = split_batch(next(validation_batches(val.source)), val.loss_fn)
     state = TrainState(*two_members(fn), (), torch.zeros(2))
@@ -127,18 +138,20 @@ def scoring(fn: Functional, eval_fn: Functional, val: Validation) -> Scoring:
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        outputs = forward("loop", eval_fn.with_substitutes(None), state, inputs, 0)
+        outputs = forward("loop", eval_fns[0].with_substitutes(None), state, inputs, 0)
         untouched = torch.Generator().manual_seed(0).get_state()
         quiet = fn.device.type == "cpu" and torch.equal(torch.default_generator.get_state(), untouched)
         before = torch.default_generator.get_state()
         looped = scores_of_outputs(outputs, targets, val, nothing)["val_loss"]
         quiet = quiet and torch.equal(torch.default_generator.get_state(), before)
+        templates = {id(eval_fn.template): eval_fn.with_substitutes(None) for eval_fn in eval_fns[1:]}
+        joined = quiet and all(agree(forward("loop", f, state, inputs, 0), outputs, 0.0) for f in templates.values())
         try:
             tolerance = tolerance_of(lambda: scores_of_outputs(outputs, targets, replace(val, metrics={}), nothing))
             vmapped = losses_at_once(val, outputs, targets, nothing)
         except Exception:
-            return Scoring(False, quiet)
-    return Scoring(agree(torch.tensor(vmapped, dtype=torch.float64), looped, tolerance), quiet)
+            return Scoring(False, joined)
+    return Scoring(agree(torch.tensor(vmapped, dtype=torch.float64), looped, tolerance), joined)
 
 
 class Reference(NamedTuple):

@@ -325,12 +325,14 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
     members = min(TOGETHER * program.members, sum(job.groups))
     if len(job.groups) == 1 or members * sum(x.nbytes for x in tensor_leaves(job.batch)) > BLOCK_BYTES:
         return False
-    # Each row of a half two times, which is a batch of another loss.
-    twice = map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], job.batch)
-    blocks = [Block([job.batch]), Block([twice])]
-    state, extra = job.sample(module, 2)
-    step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
     try:
+        # Each row of a half two times, which is a batch of another loss.
+        twice = map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], job.batch)
+        if agree(twice, job.batch, 0.0):
+            return False
+        blocks = [Block([job.batch]), Block([twice])]
+        state, extra = job.sample(module, 2)
+        step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
         with forked_rng(job.device):
             want = [
                 run_steps("vmap", step, take(state, c), block, take(extra, c), partial(seeded, job.device))
@@ -340,10 +342,14 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         found, metrics = program.run_each(state, given, [1, 1], extra, Piece(0, 1, calls=False))
     except Exception:  # of vmap, to which a batch of each member's own is something else
         return False
+
+    def change(new: Tree, old: Tree) -> Tree:
+        return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
+
     for c, (new, told) in zip(rows, want, strict=True):
         # What a step changes: beside the parameters themselves a wrong step is nothing.
         before = take(state, c)
-        got, right = (tree_map(lambda a, b: a - b, x, before) for x in (take(found, c), new))
+        got, right = change(take(found, c), before), change(new, before)
         if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
             return False
     return True

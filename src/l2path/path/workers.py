@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,7 @@ from l2path.engine import joined, members_of, take
 from l2path.path.chunks import TOGETHER, Chunk, together
 from l2path.path.reading import Read
 from l2path.training import Metrics, TrainState
-from l2path.trees import tensor_leaves
 from l2path.types import Lambdas, Tree
-
-AHEAD_BYTES = 2**28  # of states: where they are larger, nobody waits for long beside them
 
 
 class Done(NamedTuple):
@@ -70,6 +68,7 @@ class Ahead:
         self.read, self.chunks = read, [(chunk, chunk.members) for chunk in chunks]
         self.begun: dict[int, Begun] = {}  # by chunk: the last piece that it was begun with
         self.futures: list[Future[list[Done]]] = []
+        self.spent: list[float] = []  # seconds of each of them
 
     def holds(self, read: Read, chunks: Sequence[Chunk]) -> bool:
         """Return whether this is what is to be done: nobody has left since."""
@@ -82,12 +81,6 @@ class Ahead:
         """Wait until all of it is done."""
         futures.wait(self.futures)
 
-    def drop(self) -> None:
-        """Let nothing of it run on."""
-        for future in self.futures:
-            future.cancel()
-        self.wait()
-
 
 class Workers:
     """Threads of one torch thread each, which run ahead of the driver over all chunks of a block, and of the next one.
@@ -95,9 +88,13 @@ class Workers:
     Parameters
     ----------
     count : int
+    joins : bool
+        Whether groups may do their last steps together. Not so where the shapes of batches are not known: it would
+        depend on the length of a block which of them are last.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, joins: bool) -> None:
+        self.count, self.joins = count, joins
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
         self.now: Ahead | None = None
         self.next: Ahead | None = None
@@ -114,8 +111,7 @@ class Workers:
 
         Nothing comes of it if members leave meanwhile, since those that stay are then run in other company.
         """
-        if sum(leaf.nbytes for chunk in chunks for leaf in tensor_leaves(chunk.state)) <= AHEAD_BYTES:
-            self.next = self._begin(read, chunks, self.now)
+        self.next = self._begin(read, chunks, self.now)
 
     def _begin(self, read: Read, chunks: Sequence[Chunk], after: Ahead | None) -> Ahead:
         ahead = Ahead(read, chunks)
@@ -125,7 +121,7 @@ class Workers:
             source = id(group.source)
             step = group.step + (len(after.read[source]) if after and source in after.read else 0)
             given[key] = group.blocks(read[source], step)
-        for turn in _in_order(chunks, given):
+        for turn in _in_order(chunks, given, joins=self.joins):
             own = turn.chunks
             program = own[0].group.compiled
             assert program is not None
@@ -134,7 +130,8 @@ class Workers:
                 here, earlier = ahead.begun.get(id(chunk)), after.begun.get(id(chunk)) if after else None
                 tasks.append(Task(here or earlier or chunk.state, here is None, chunk.strengths))
             # It waits for threads that have begun before it: never for one that waits for it.
-            future = self.pool.submit(_run, program, tasks, [given[id(chunk.group)] for chunk in own], turn.piece)
+            blocks = [given[id(chunk.group)] for chunk in own]
+            future = self.pool.submit(_run, program, tasks, blocks, turn.piece, ahead.spent)
             ahead.futures.append(future)
             ahead.begun.update({id(chunk): Begun(future, n) for n, chunk in enumerate(own)})
         return ahead
@@ -147,15 +144,18 @@ class Workers:
         return TrainState(*state), Metrics(*joined_in_time(metrics))
 
     @property
-    def busy(self) -> bool:
-        """Whether anything runs beside what follows."""
-        return any(not future.done() for ahead in (self.now, self.next) if ahead for future in ahead.futures)
+    def seconds(self) -> float:
+        """What the present block took all workers."""
+        return sum(self.now.spent) / self.count if self.now else 0.0
 
     def drop(self) -> None:
         """Let nothing run on beside what follows, and forget it."""
-        for ahead in (self.next, self.now):
-            if ahead is not None:
-                ahead.drop()
+        begun = [ahead for ahead in (self.now, self.next) if ahead is not None]
+        for ahead in begun:
+            for future in ahead.futures:
+                future.cancel()
+        for ahead in begun:
+            ahead.wait()
         self.now = self.next = None
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class Turn:
     piece: Piece
 
 
-def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block]) -> list[Turn]:
+def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block], *, joins: bool) -> list[Turn]:
     """Return what is to be run over which piece of its block, in an order in which little waits for another thread."""
     turns: list[Turn] = []
     several: dict[tuple[Any, ...], Turn] = {}  # of small groups that end with steps outside of calls
@@ -185,21 +185,33 @@ def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block]) -> list[Turn]
         for count, piece in enumerate(pieces):
             # Steps outside of calls go on beside the calls of the next group.
             place = number + 2 * count
-            if piece.calls or not program.joins or piece is not pieces[-1] or len(own) > TOGETHER // 2:
+            several_may = joins and program.joins and piece is pieces[-1] and len(own) <= TOGETHER // 2
+            if piece.calls or not several_may:
                 turns += [Turn(place, found, piece) for found in ([[c] for c in own] if piece.calls else together(own))]
                 continue
             alike = (id(program), piece, *block.shapes[piece.start :])
             if alike not in several or len(several[alike].chunks) + len(own) > TOGETHER:
                 several[alike] = Turn(place, [], piece)
                 turns.append(several[alike])
-            several[alike].place = place
+            several[alike].place = max(place, several[alike].place)
             several[alike].chunks += own
     return sorted(turns, key=lambda turn: turn.place)
 
 
-def _run(program: Compiled, tasks: Sequence[Task], blocks: Sequence[Block], piece: Piece) -> list[Done]:
+def _run(
+    program: Compiled, tasks: Sequence[Task], blocks: Sequence[Block], piece: Piece, spent: list[float]
+) -> list[Done]:
     """Run chunks over a piece in a thread, where nothing is seeded: random numbers have been drawn."""
     at = [task.done() for task in tasks]
+    started = time.monotonic()
+    found = _over(program, tasks, at, blocks, piece)
+    spent.append(time.monotonic() - started)
+    return found
+
+
+def _over(
+    program: Compiled, tasks: Sequence[Task], at: Sequence[Done], blocks: Sequence[Block], piece: Piece
+) -> list[Done]:
     if len(tasks) == 1:
         state, metrics = program.run(at[0].state, blocks[0], tasks[0].strengths, [piece])
         return [Done(state, [*at[0].metrics, metrics])]
