@@ -17,9 +17,9 @@ from l2path.data import RowSource
 from l2path.engine import Engine
 from l2path.functional import functionalize, seed_generators
 from l2path.path import evaluation, selfcheck
-from l2path.path.driver import Driver
 from l2path.path.evaluation import Metric, Validation, scores_of_outputs
 from l2path.path.reading import Reader
+from l2path.path.scoring import Scorer
 from l2path.path.workers import Workers
 from tests.helpers import assert_trees_close
 from tests.models import classes
@@ -146,7 +146,7 @@ def test_groups_that_end_together_equal_the_loop(
 ) -> None:
     """The last batch of an epoch is smaller: members of several folds and seeds, each with its own, share a step."""
     sizes: list[int] = []
-    each, scored = Compiled.run_each, Driver._score
+    each, scored = Compiled.run_each, Scorer.scores
 
     def counted(self: Compiled, state: Any, blocks: Any, *rest: Any) -> Any:
         sizes.append(len({id(block) for block in blocks}))
@@ -154,12 +154,12 @@ def test_groups_that_end_together_equal_the_loop(
 
     together: list[int] = []
 
-    def counted_scores(self: Driver, chunks: Any, validation: Validation) -> Any:
+    def counted_scores(self: Scorer, chunks: Any, validation: Validation) -> Any:
         together.append(len({id(chunk.group) for chunk in chunks}))
         return scored(self, chunks, validation)
 
     monkeypatch.setattr(Compiled, "run_each", counted)
-    monkeypatch.setattr(Driver, "_score", counted_scores)
+    monkeypatch.setattr(Scorer, "scores", counted_scores)
     found = spread(make=make, engine=JOINED)
     assert found.members.engine.kind == "compiled"
     assert max(sizes) >= 4, "groups whose last batches are alike"

@@ -20,22 +20,22 @@ from torch import Tensor
 
 from l2path.blocks import Block
 from l2path.compiled import one_thread
-from l2path.engine import Engine, EvalKind, as_array, finite_members, joined, members_of, run_steps, take
+from l2path.engine import Engine, EvalKind, as_array, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
 from l2path.memory import is_out_of_memory, release_memory
 from l2path.order import step_seed
-from l2path.path.chunks import Chunk, EpochEvent, Group, Running, Weights, together, weights_of
-from l2path.path.evaluation import Validation, score
+from l2path.path.chunks import Chunk, EpochEvent, Group, Running, weights_of
 from l2path.path.halving import Halving
 from l2path.path.reading import Read, Reader
 from l2path.path.recording import Record, Sums
-from l2path.path.selfcheck import first_line, or_looped, warn_looped
+from l2path.path.roster import Roster
+from l2path.path.scoring import Scorer
+from l2path.path.selfcheck import first_line, warn_looped
 from l2path.path.stopping import EarlyStopping, Stopper
 from l2path.path.workers import Workers
 from l2path.progress import Interrupt, Progress
-from l2path.training import Metrics, TrainState, averaged_params
-from l2path.trees import tensor_leaves, tree_map
+from l2path.training import Metrics, TrainState
 from l2path.types import Lambdas
 
 BLOCK_SECONDS = 0.25  # a block aims at this long: the most an interrupt waits, short of one step of all chunks
@@ -76,8 +76,7 @@ class Driver:
         stopping: EarlyStopping | None = None,
         halving: Halving | None = None,
     ) -> None:
-        self.groups, self.chunks, self.engine, self.members = groups, list(chunks), engine, members
-        self.eval_kind = eval_kind
+        self.groups, self.engine, self.members = groups, engine, members
         self.epochs, self.on_epoch = epochs, on_epoch
         self.epoch = 0
         self.block_length = max(first_block, engine.steps)
@@ -85,10 +84,16 @@ class Driver:
         self.reader = Reader([g.source for g in groups], lambda: self.block_length, epochs if on_epoch is None else 0)
         self.running: Running | None = None  # the step at which an error came
         self.workers: Workers | None = None
-        self.select, self.halving = select[0], halving
+        self.scorer, self.halving = Scorer(eval_kind, select[0]), halving
         self.stopper = Stopper(stopping, select[1], members) if stopping else None
         first = groups[0].validation
         self.record = Record([*(first.names if first else []), *(["monitor"] if groups[0].monitor else [])], members)
+        self.roster = Roster(chunks, self.record, self.stopper)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Those in training."""
+        return self.roster.chunks
 
     def run(self, interrupt: Interrupt, progress: Progress) -> bool:
         """Train to the end; return False if an interrupt came first."""
@@ -168,8 +173,7 @@ class Driver:
             return
         self.workers = self.workers or Workers(self.engine.workers, joins=self.reader.in_memory)
         self.workers.begin(read, self.chunks)
-        states = sum(leaf.nbytes for chunk in self.chunks for leaf in tensor_leaves(chunk.state))
-        if states <= AHEAD_BYTES and (following := self.reader.ahead()) is not None:
+        if self.roster.state_bytes <= AHEAD_BYTES and (following := self.reader.ahead()) is not None:
             self.workers.begin_next(following, self.chunks)
 
     def _threads(self) -> AbstractContextManager[None]:
@@ -196,7 +200,7 @@ class Driver:
         What is repeated starts anew: a chunk's state changes at the end of a block.
         """
         if self.engine.kind == "vmap" and len(chunk.members) > self.engine.member_chunk:
-            for part in self._split(chunk):
+            for part in self.roster.split(chunk, self.engine.member_chunk):
                 self._whole_block(part, block, sums, interrupt)
             return
         before = sums.sums.copy()
@@ -230,13 +234,6 @@ class Driver:
         reason = f"{self.engine.reason}; out of memory with chunks of {members} members {where}"
         self.engine = replace(self.engine, member_chunk=members // 2, reason=reason)
 
-    def _split(self, chunk: Chunk) -> list[Chunk]:
-        """Put chunks of the engine's size in the place of one that is larger."""
-        parts = chunk.split(self.engine.member_chunk)
-        at = self.chunks.index(chunk)
-        self.chunks[at : at + 1] = parts
-        return parts
-
     def _fall_back(self, reason: str) -> None:
         """Go on without the compiled program, or with one member after the other."""
         if self.workers is not None:
@@ -249,7 +246,7 @@ class Driver:
         for group in self.groups:
             group.loop()
         self.engine = replace(self.engine, kind="loop", reason=f"vmap failed {reason}")
-        self.eval_kind = "loop"
+        self.scorer.kind = "loop"
 
     def _block(self, chunk: Chunk, block: Block, sums: Sums) -> None:
         """Run one chunk over a block, add to the sums, and take out members that diverged."""
@@ -263,7 +260,7 @@ class Driver:
             return
         self._park_diverged(chunk, torch.from_numpy(np.flatnonzero(~good)), block)
         chunk.state = state
-        self._shrink(chunk, torch.from_numpy(good))
+        self.roster.keep(chunk, torch.from_numpy(good))
 
     def _steps(
         self, chunk: Chunk, state: TrainState, block: Block, strengths: Lambdas, offset: int = 0
@@ -302,90 +299,51 @@ class Driver:
             members = [members[c] for c in alive.tolist()]
             state, strengths = take(new, alive), take(strengths, alive)
 
-    def _shrink(self, chunk: Chunk, keep: Tensor) -> None:
-        """Drop rows from a chunk, and the chunk itself when none is left."""
-        if bool(keep.any()):
-            chunk.keep(keep.nonzero().flatten())
-        else:
-            self.chunks.remove(chunk)
-
     def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
         table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
-        several = self.engine.kind == "compiled"
-        for chunks in together(self.chunks, scored=True) if several else [[chunk] for chunk in self.chunks]:
-            group, members = chunks[0].group, [k for chunk in chunks for k in chunk.members]
-            found = self._score(chunks, group.validation) if group.validation else {}
-            if group.validation is not None and group.monitor is not None:
-                found["monitor"] = self._score(chunks, group.monitor)[self.select]
-            for name, values in found.items():
-                table.setdefault(name, np.full(self.members, np.nan))[members] = values.cpu().numpy()
+        self.scorer.add(table, self.chunks, self.members, several=self.engine.kind == "compiled")
         self.record.append(table)
-        for k in np.flatnonzero(self.active()):
+        for k in np.flatnonzero(self.roster.active):
             self.record.epochs[k] = self.epoch + 1
         if self.stopper is not None and self.chunks:
-            improved = self.stopper.improved(table["monitor" if "monitor" in table else self.select], self.epoch + 1)
+            watched = "monitor" if "monitor" in table else self.scorer.select
+            improved = self.stopper.improved(table[watched], self.epoch + 1)
             if self.stopper.rule.restore_best:
                 for chunk in self.chunks:
                     rows = torch.from_numpy(improved[chunk.members])
                     if bool(rows.any()):
                         chunk.remember(rows)
 
-    def _score(self, chunks: Sequence[Chunk], val: Validation) -> dict[str, Tensor]:
-        """Return ``[C]`` scores of chunks by name; one member after the other if they cannot be batched."""
-        parts = [(averaged_params(chunk.state), chunk.state.buffers) for chunk in chunks]
-        params, buffers = joined(parts) if len(parts) > 1 else parts[0]
-        group, state = chunks[0].group, chunks[0].state._replace(params=params, buffers=buffers)
-        # A loss may call the module itself, whose parameters workers swap while they do steps outside of calls.
-        with group.compiled.lock if group.compiled is not None else nullcontext():
-            self.eval_kind, found = or_looped(
-                self.eval_kind, group.eval_fn, lambda kind, fn: score(kind, fn, state, val, group.seed)
-            )
-        return found
-
     def _stop_early(self) -> None:
         """Let go of the members that have waited for long enough."""
-        if self.stopper is None:
-            return
-        finished = torch.from_numpy(self.stopper.finished(self.epoch))
-        for chunk in list(self.chunks):
-            self._let_go(chunk, finished[chunk.members])
+        if self.stopper is not None:
+            self.roster.let_go(self.stopper.finished(self.epoch))
 
     def _halve(self) -> None:
         """Let go of the points of the path that are behind; after the last epoch nobody has to leave."""
         if self.halving is None or self.epoch >= self.epochs:
             return
-        scores = self.record.last(self.select, self.epochs_kept())
+        scores = self.record.last(self.scorer.select, self.roster.epochs_kept())
         scores[[status == "diverged" for status in self.record.status]] = np.nan
         losers = self.halving.losers(self.epoch, scores)
         for k in np.flatnonzero(losers):
             if self.record.status[k] == "stopped":  # before, by itself
                 self.record.status[k] = "eliminated"
-        for chunk in list(self.chunks):
-            self._let_go(chunk, torch.from_numpy(losers[chunk.members]), "eliminated")
-
-    def _let_go(self, chunk: Chunk, done: Tensor, status: str = "stopped") -> None:
-        """Put the members of a chunk aside where ``done``, ``[C]``, is True."""
-        if not bool(done.any()):
-            return
-        kept = chunk.kept()
-        for c in done.nonzero().flatten().tolist():
-            self.record.parked[chunk.members[c]] = take(kept, c)
-            self.record.status[chunk.members[c]] = status
-        self._shrink(chunk, ~done)
+        self.roster.let_go(losers, "eliminated")
 
     def _hook(self) -> None:
         """Call ``on_epoch`` and let go of the members that it does not keep."""
         if self.on_epoch is None:
             return
-        active = self.active()
+        active = self.roster.active
         event = EpochEvent(
             self.epoch,
             self.epochs,
             max(g.step for g in self.groups),
             torch.from_numpy(active),
             self.record.history,
-            lambda: self.gather(best=False),
+            lambda: self.roster.gather(best=False),
         )
         mask = self.on_epoch(event)
         if mask is None:
@@ -398,36 +356,7 @@ class Driver:
                 expected=f"None, or {self.members} booleans, one for each member",
                 remedy="start from event.active and switch members off",
             )
-        for chunk in list(self.chunks):
-            self._let_go(chunk, ~keep[chunk.members])
-
-    def epochs_kept(self) -> tuple[int, ...]:
-        """Return the epoch, from 1, whose weights are kept of each member."""
-        last = self.record.epochs
-        if self.stopper is None or not self.stopper.rule.restore_best:
-            return tuple(last)
-        best = self.stopper.best_epoch.tolist()
-        return tuple(b if b and s != "diverged" else n for b, n, s in zip(best, last, self.record.status, strict=True))
-
-    def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return ``[K]`` booleans: members still in training."""
-        out = np.zeros(self.members, dtype=np.bool_)
-        for chunk in self.chunks:
-            out[chunk.members] = True
-        return out
-
-    def gather(self, *, best: bool = True) -> Weights:
-        """Return the weights of all members, ``[K, ...]`` by name, in the members' order.
-
-        With ``best`` those of each member's best epoch, where they are remembered; else those that it has now.
-        """
-        kept = [(chunk.members, chunk.kept() if best else weights_of(chunk.state)) for chunk in self.chunks]
-        kept += [([k], tree_map(lambda x: x.unsqueeze(0), one)) for k, one in self.record.parked.items()]
-        out: Weights = tree_map(lambda x: x.new_empty((self.members, *x.shape[1:])), kept[0][1])
-        for members, weights in kept:
-            for target, value in zip(tensor_leaves(out), tensor_leaves(weights), strict=True):
-                target[torch.tensor(members, device=target.device)] = value
-        return out
+        self.roster.let_go(~keep.numpy())
 
     def _note(self) -> str:
         live = sum(members_of(c.state) for c in self.chunks)

@@ -237,7 +237,7 @@ def _outputs(source: Source, state: TrainState, seed: int, kind: EvalKind, fn: F
 
 def finish(driver: Driver, table: Members, names: Names, select: Selection, *, complete: bool) -> PathResult:
     """Assemble the result of a run, with its standard errors."""
-    weights = driver.gather()
+    weights = driver.roster.gather()
     record = driver.record
     result = PathResult(
         history=driver.record.history(),
@@ -249,11 +249,11 @@ def finish(driver: Driver, table: Members, names: Names, select: Selection, *, c
         functionals={g.seed: (g.fn, g.eval_fn) for g in driver.groups},
         status=tuple(record.status),
         epochs_trained=tuple(record.epochs),
-        epochs_kept=driver.epochs_kept(),
+        epochs_kept=driver.roster.epochs_kept(),
         diverged_at=tuple(record.diverged_at),
         complete=complete,
         engine=driver.engine,
-        eval_kind=driver.eval_kind,
+        eval_kind=driver.scorer.kind,
         select=select,
     )
     return with_uncertainty(result)

@@ -26,12 +26,14 @@ from l2path.path.driver import BLOCK_BYTES, Driver
 from l2path.path.evaluation import Validation
 from l2path.path.failure import explain, keep_partial
 from l2path.path.halving import Halving, SuccessiveHalving
+from l2path.path.job import Job, Steps
 from l2path.path.members import Members
 from l2path.path.outcome import Selection
+from l2path.path.programs import noise_of
 from l2path.path.result import PathResult, finish
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
 from l2path.path.stopping import EarlyStopping
-from l2path.path.tuning import Job, Steps, compile_as_asked, noise_of, tune
+from l2path.path.tuning import compile_as_asked, tune
 from l2path.penalty import describe
 from l2path.progress import Progress, deferred_interrupt
 from l2path.training import GradTransform, TrainState, TrainStep, build_step, check_grad_transform

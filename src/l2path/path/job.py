@@ -1,0 +1,73 @@
+"""What is to be trained, as far as the choice of an engine depends on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from l2path.data import Source
+from l2path.engine import Step
+from l2path.types import Batch, Tree
+
+
+class Steps(NamedTuple):
+    """The step of one member: to be batched, to be looped, and to be compiled."""
+
+    batched: Step
+    looped: Step
+    traced: Step
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes
+    ----------
+    steps : dict of int to Steps
+        Of each module: all folds share one, and all seeds too where the module is not made by a callable.
+    groups : tuple of int
+        Members of each fold and seed.
+    sources : sequence of Source
+    epochs : int
+    batch
+        The first one.
+    live_bytes : callable
+        Returns what one member takes at most during a step.
+    sample : callable
+        ``(module, members) -> (state, per_member)`` of so many members to measure with.
+    device : torch.device
+    draws : bool
+        Whether a step draws random numbers.
+    alike : bool
+        Whether all modules are alike but for their parameters and buffers, as far as can be told.
+    what : str
+        What the seconds of a step depend on: the module, the shapes of parameters and batches, the optimizer.
+    """
+
+    steps: Mapping[int, Steps]
+    groups: tuple[int, ...]
+    sources: Sequence[Source]
+    epochs: int
+    batch: Batch
+    live_bytes: Callable[[], int]
+    sample: Callable[[int, int], tuple[Tree, Tree]]
+    device: torch.device
+    draws: bool
+    alike: bool = False
+    what: str = ""
+
+    @property
+    def model_steps(self) -> float:
+        """Steps of single members in all; 0 where nobody knows how long the data are."""
+        per_epoch = [math.ceil(s.rows / s.batch_size) if s.rows and s.batch_size else 0 for s in self.sources]
+        return float(self.epochs * sum(n * m for n, m in zip(per_epoch, self.groups, strict=True)))
+
+    @property
+    def remainders(self) -> list[int]:
+        """Rows of the last batches of an epoch that are smaller than the others: of two kinds, at most."""
+        return sorted({s.rows % s.batch_size for s in self.sources if s.rows and s.batch_size} - {0})[:2]

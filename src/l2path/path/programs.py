@@ -1,0 +1,163 @@
+"""The compiled programs of a job: how large they are, and that they do what vmapped steps do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from l2path import lowerings
+from l2path.blocks import Block
+from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece, one_thread
+from l2path.engine import Engine, run_steps, take
+from l2path.functional import forked_rng, seed_generators
+from l2path.order import step_seed
+from l2path.path.chunks import TOGETHER
+from l2path.path.job import Job
+from l2path.path.noise import Noise
+from l2path.path.selfcheck import TOLERANCE, agree
+from l2path.trees import map_tensors, tensor_leaves, tree_map
+from l2path.types import Tree
+
+CHUNK_COST = 0.2  # members: what a chunk of a program costs beside its members, about
+BUILD_SECONDS = 60.0  # to wait for native kernels, at most
+JOINED_BYTES = 2**26  # of the batches of members that do a step together, each with its own
+
+
+def native_kernels(device: torch.device) -> bool:
+    """Return whether there are native kernels, after waiting for them to be built (once on a machine)."""
+    return device.type == "cpu" and lowerings.prepare(wait=BUILD_SECONDS).state == "ready"
+
+
+def cannot_compile(job: Job) -> str | None:
+    """Return why a step is not to be compiled; None if it may be."""
+    if torch.is_autocast_enabled(job.device.type):
+        return "autocast around the call"
+    return None
+
+
+def workers_for(job: Job) -> int:
+    """Return how many threads run chunks side by side: on an accelerator they would wait for each other."""
+    return torch.get_num_threads() if job.device.type == "cpu" else 1
+
+
+def compiled_chunk(job: Job) -> int:
+    """Return how many members a compiled program is for."""
+    workers = workers_for(job)
+    most = max(1, COMPILED_CHUNK_BYTES // max(1, job.live_bytes()))
+    most = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
+
+    def cost(size: int) -> float:  # all chunks count as full ones: the last of a group is filled up
+        turns = math.ceil(sum(math.ceil(members / size) for members in job.groups) / workers)
+        return turns * (size + CHUNK_COST)
+
+    return min(range(most, most // 2, -1), key=cost)
+
+
+def noise_of(job: Job, module: int) -> Noise | None:
+    """Return what the steps of a module draw; None if that is nothing."""
+    if not job.draws:
+        return None
+    state, extra = job.sample(module, 1)
+    one, own = take(state, 0), take(extra, 0)
+    return Noise(lambda batch: job.steps[module].traced(one, batch, own), job.device)
+
+
+def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
+    """Compile the step of every module and check it against the vmapped one.
+
+    A program of one module is also for another that is made alike, where it gives what that one's vmapped step gives.
+
+    Raises
+    ------
+    Exception
+        Whatever torch says of a step that it cannot compile, and ValueError where the results differ.
+    """
+    programs: dict[int, Compiled] = {}
+    for module, steps in job.steps.items():
+        noise = noise_of(job, module)
+        if noise is not None and (why := noise.refused(job.batch)):
+            raise ValueError(why)
+        blocks = [Block([job.batch] * engine.steps)]
+        if engine.partial:
+            blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
+        known = next(iter(programs.values()), None) if job.alike else None
+        if known is not None and all(_right(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
+            programs[module] = known
+            continue
+        program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None)
+        for block in blocks:
+            if not _right(program.compile, block, job, module, engine.member_chunk, noise):
+                raise ValueError("compiled steps differ from vmapped ones")
+        program.joins = _may_join(program, job, module, noise)
+        programs[module] = program
+    workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
+    return replace(engine, workers=max(1, workers)), programs
+
+
+def _right(
+    call: Callable[[Tree, Block, Tree], tuple[Tree, Tree]],
+    block: Block,
+    job: Job,
+    module: int,
+    members: int,
+    noise: Noise | None,
+) -> bool:
+    """Whether a compiled call agrees with a module's vmapped steps: in its metrics, and as a whole if it is short."""
+    state, extra = job.sample(module, members)
+    few = Block(block.batches[:2])
+    with forked_rng(job.device):
+        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device))
+        given = block if noise is None else noise.beside(block, 0, 0)
+    with one_thread():
+        got = call(state, given, extra)
+    pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
+    pairs += [(got[0], want[0])] if len(few) == len(block) else []
+    return all(agree(a, b, _tolerance(want)) for a, b in pairs)
+
+
+def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> bool:
+    """Whether members of several groups, each with its own batch, may do a step outside of calls together."""
+    members = min(TOGETHER * program.members, sum(job.groups))
+    if len(job.groups) == 1 or members * sum(x.nbytes for x in tensor_leaves(job.batch)) > JOINED_BYTES:
+        return False
+    try:
+        # Each row of a half two times, which is a batch of another loss.
+        twice = map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], job.batch)
+        if agree(twice, job.batch, 0.0):
+            return False
+        blocks = [Block([job.batch]), Block([twice])]
+        state, extra = job.sample(module, 2)
+        step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
+        with forked_rng(job.device):
+            want = [
+                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(seeded, job.device))
+                for c, block in zip(rows, blocks, strict=True)
+            ]
+            given = blocks if noise is None else [noise.beside(block, 0, 0) for block in blocks]
+        found, metrics = program.run_each(state, given, [1, 1], extra, Piece(0, 1, calls=False))
+    except Exception:  # of vmap, to which a batch of each member's own is something else
+        return False
+
+    def change(new: Tree, old: Tree) -> Tree:
+        return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
+
+    for c, (new, told) in zip(rows, want, strict=True):
+        # What a step changes: beside the parameters themselves a wrong step is nothing.
+        before = take(state, c)
+        got, right = change(take(found, c), before), change(new, before)
+        if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
+            return False
+    return True
+
+
+def _tolerance(tree: Tree) -> float:
+    return max(TOLERANCE.get(x.dtype, 1e-3) for x in tensor_leaves(tree) if x.is_floating_point())
+
+
+def seeded(device: torch.device, step: int) -> None:
+    """Seed what is drawn at a step."""
+    seed_generators(device, step_seed(0, step))
