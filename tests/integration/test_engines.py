@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from l2path.compiled import Compiled
 from l2path.engine import Engine
 from l2path.lowerings import randomness
 from l2path.path import tuning
+from l2path.path.programs import compiled_chunk
 from l2path.path.workers import Workers
 from tests.helpers import assert_trees_close
 from tests.models import classes
@@ -449,6 +451,30 @@ def test_auto_takes_what_is_fastest(
     assert result.engine.kind == kind
     if len(asked) > 1:
         assert f"measured: vmapped {vmapped / 5 * 1e6:.3g} µs a model-step" in result.engine.reason
+
+
+@pytest.mark.parametrize(
+    ("kib", "groups", "threads", "expected"),
+    [
+        (20, (8,), 2, 8),  # half of them on each of two cores would cost more than all on one
+        (20, (16,), 2, 8),
+        (20, (16,), 1, 16),
+        (20, (4, 4, 4, 4), 2, 4),
+        (700, (8,), 2, 4),
+        (700, (32,), 2, 4),  # three fill 4 MiB as well, with a last chunk of two
+        (9000, (8,), 2, 1),
+    ],
+)
+def test_chunks_are_as_large_as_caches_and_as_cores_want_them(
+    kib: int, groups: tuple[int, ...], threads: int, expected: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        job: Any = SimpleNamespace(live_bytes=lambda: kib * 1024, groups=groups, device=torch.device("cpu"))
+        assert compiled_chunk(job) == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Tree
 
 CHUNK_COST = 0.2  # members: what a chunk of a program costs beside its members, about
+LEAST_CHUNK_BYTES = 2**17  # of state and activations: below, what a step costs beside its kernels is most of it
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
 JOINED_BYTES = 2**26  # of the batches of members that do a step together, each with its own
 
@@ -46,9 +47,9 @@ def workers_for(job: Job) -> int:
 
 def compiled_chunk(job: Job) -> int:
     """Return how many members a compiled program is for."""
-    workers = workers_for(job)
-    most = max(1, COMPILED_CHUNK_BYTES // max(1, job.live_bytes()))
-    most = min(most, max(job.groups), math.ceil(sum(job.groups) / workers))
+    live = max(1, job.live_bytes())
+    workers = max(1, min(workers_for(job), sum(job.groups) * live // LEAST_CHUNK_BYTES))
+    most = min(max(1, COMPILED_CHUNK_BYTES // live), max(job.groups), math.ceil(sum(job.groups) / workers))
 
     def cost(size: int) -> float:  # all chunks count as full ones: the last of a group is filled up
         turns = math.ceil(sum(math.ceil(members / size) for members in job.groups) / workers)
