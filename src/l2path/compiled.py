@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,9 @@ class Compiled:
         Use native kernels where they are built and faster; see :mod:`l2path.lowerings`.
     noisy : bool
         Whether batches are pairs ``(batch, noise)``, where the step is given the random numbers that it draws.
+    busy : lock, optional
+        Held while the module is called outside of the program; a thread may take it more than once. All programs of a
+        run share one, as they may share modules.
     """
 
     def __init__(
@@ -74,13 +78,14 @@ class Compiled:
         native: bool,
         *,
         noisy: bool = False,
+        busy: AbstractContextManager[Any] | None = None,
     ) -> None:
         # The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private,
         # and pinned by the tests of compiled programs in threads and of what they do. The import takes a second.
         from torch._dynamo.convert_frame import compile_lock
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
-        self.members, self.lock = members, compile_lock
+        self.members, self.busy, self.compiling = members, busy or threading.RLock(), compile_lock
         alone = given(step, native=native) if noisy else step
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, None, 0))
         self.each: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, 0, 0))  # on a batch of its own
@@ -166,8 +171,7 @@ class Compiled:
     ) -> tuple[Tree, list[Sequence[Tensor]]]:
         history: list[Sequence[Tensor]] = []
         for t in range(piece.start, piece.start + piece.length):
-            # A step swaps the module's parameters: one thread at a time, and none that compiles.
-            with self.lock:
+            with self.undisturbed():
                 state, metrics = self.vmapped(state, block.batches[t], per_member)
             history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
         return state, history
@@ -190,10 +194,19 @@ class Compiled:
         history: list[Sequence[Tensor]] = []
         for t in range(piece.start, piece.start + piece.length):
             batch = tree_map(lambda *x: _repeated(x, sizes), *(block.batches[t] for block in blocks))
-            with self.lock:
+            with self.undisturbed():
                 state, metrics = self.each(state, batch, per_member)
             history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
         return state, joined_in_time(history)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Let no other thread call the module meanwhile, nor compile: a call swaps its parameters.
+
+        In this order, so that nobody waits for ``busy`` who keeps others from compiling.
+        """
+        with self.busy, self.compiling:
+            yield
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import l2path
 from l2path.compiled import Compiled
@@ -309,3 +311,89 @@ def test_vmapped_losses_equal_single_ones(limit: int, monkeypatch: pytest.Monkey
 def loss_with(prepare: Callable[[], None], loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
     prepare()
     return loss(outputs, targets)
+
+
+def test_workers_keep_to_one_thread_of_torch() -> None:
+    """At its first operation torch gives a thread as many as are set for the process then; other sums, other digits."""
+    workers = Workers(1, joins=False)
+    try:
+        workers.pool.submit(int).result()  # its thread begins
+        torch.set_num_threads(2)  # as the driver does when it records
+        assert workers.pool.submit(torch.get_num_threads).result() == 1
+    finally:
+        workers.close()
+
+
+def test_a_metric_may_wait_for_a_thread_that_compiles() -> None:
+    """Torch's lock of the compiler is not held while the user's own functions run: they may train something."""
+    from torch._dynamo.convert_frame import compile_lock
+
+    got: list[bool] = []
+
+    def other() -> None:
+        got.append(compile_lock.acquire(timeout=5.0))
+        if got[-1]:
+            compile_lock.release()
+
+    def waits(outputs: Tensor, targets: Tensor) -> Tensor:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return (outputs.argmax(1) == targets).double().mean()
+
+    found = train(network(), metrics={"accuracy": waits}, epochs=2)
+    assert found.engine.kind == "compiled"
+    assert len(got) >= 2 * 7
+    assert all(got)
+
+
+class Keeps:
+    """A loss that keeps what it returned last."""
+
+    last: Tensor
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.last = F.cross_entropy(outputs, targets)
+        return self.last
+
+
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_metrics_may_look_at_what_the_loss_keeps(engine: Any) -> None:
+    loss = Keeps()
+    found = train(network(), loss_fn=loss, metrics={"kept": lambda outputs, targets: loss.last}, engine=engine)
+    assert torch.equal(found.history["val_kept"], found.history["val_loss"])
+
+
+class Fills(nn.Module):
+    """Has a number of its own for what is missing, which is no parameter and no buffer."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 3).double()
+        self.number = torch.tensor(number, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[B, 3]``."""
+        out: Tensor = self.layer(torch.where(x == -1.0, self.number, x))
+        return out
+
+
+@pytest.mark.parametrize("engine", ["vmap", Engine("compiled", 2, workers=2, steps=2, partial=False)])
+def test_modules_that_differ_where_the_first_batch_does_not_look_are_kept_apart(engine: Any) -> None:
+    """Seeds share neither a program nor scores then."""
+    inputs, targets = (x.clone() for x in TRAIN)
+    inputs[20:, 2] = -1.0
+
+    def spread(engine: Any) -> l2path.PathResult:
+        numbers = itertools.count(1)
+        return l2path.batch_train(
+            lambda: Fills(float(next(numbers))), (inputs, targets), loss_fn=F.cross_entropy, seeds=(0, 1),
+            optimizer=l2path.sgd(lr=0.1), epochs=2, batch_size=8, lambdas=[1e-3, 1e-2], shuffle=False, engine=engine,
+            validation=DataLoader(TensorDataset(inputs, targets), batch_size=5),
+        )  # fmt: skip
+
+    found, looped = spread(engine), spread("loop")
+    assert_trees_close(found.params, looped.params, RTOL)
+    assert_trees_close(found.history, looped.history, RTOL)
+    assert not torch.equal(looped.params["layer.weight"][0], looped.params["layer.weight"][2])

@@ -1,6 +1,7 @@
 """``nn.Module`` to pure functions; the only room that imports ``torch.func``."""
 
 from l2path.functional.checks import check_module
+from l2path.functional.likeness import alike
 from l2path.functional.module import (
     Functional,
     as_arguments,
@@ -28,6 +29,7 @@ __all__ = [
     "Given",
     "Numbers",
     "Substitutes",
+    "alike",
     "as_arguments",
     "at_grad_level",
     "check_module",

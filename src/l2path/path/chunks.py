@@ -49,7 +49,7 @@ class Group:
         """Return what a step of a chunk takes, where the first batch of the block is that of step ``step``."""
         if self.compiled is None or self.noise is None:
             return block
-        with self.compiled.lock:  # what a step draws is noted in a call of the module
+        with self.compiled.undisturbed():  # what a step draws is noted in a call of the module
             self.noise.note(block)
         return self.noise.beside(block, self.seed, step)
 

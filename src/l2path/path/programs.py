@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -78,6 +79,7 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         Whatever torch says of a step that it cannot compile, and ValueError where the results differ.
     """
     programs: dict[int, Compiled] = {}
+    busy = threading.RLock()
     for module, steps in job.steps.items():
         noise = noise_of(job, module)
         if noise is not None and (why := noise.refused(job.batch)):
@@ -89,7 +91,9 @@ def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         if known is not None and all(_right(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
             programs[module] = known
             continue
-        program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None)
+        program = Compiled(
+            steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None, busy=busy
+        )
         for block in blocks:
             if not _right(program.compile, block, job, module, engine.member_chunk, noise):
                 raise ValueError("compiled steps differ from vmapped ones")

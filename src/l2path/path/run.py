@@ -16,7 +16,7 @@ from l2path.compiled import Compiled
 from l2path.data import RowSource, Source
 from l2path.engine import Engine, auto_chunk, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
-from l2path.functional import Functional, grad_with_autograd, grad_with_torch_func
+from l2path.functional import Functional, alike, grad_with_autograd, grad_with_torch_func
 from l2path.losses import FullLoss, check_loss, data_loss
 from l2path.memory import free_memory
 from l2path.optimizers import Optimizer
@@ -292,11 +292,6 @@ def train_members(
             stacklevel=3,
         )
     return finish(driver, table, names, selection, complete=complete)
-
-
-def alike(fns: Sequence[Functional]) -> bool:
-    """Return whether modules look the same, and hold nothing that is not passed to them with every call."""
-    return not any(fn.frozen for fn in fns) and len({str(fn.template) for fn in fns}) == 1
 
 
 def what_runs(fn: Functional, settings: Settings, batch: Batch) -> str:

@@ -17,6 +17,7 @@ from l2path.errors import EngineWarning
 from l2path.functional import (
     Functional,
     Substitutes,
+    alike,
     coarsest_dtype,
     failing_layer,
     grad_with_autograd,
@@ -142,16 +143,22 @@ def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kin
         untouched = torch.Generator().manual_seed(0).get_state()
         quiet = fn.device.type == "cpu" and torch.equal(torch.default_generator.get_state(), untouched)
         before = torch.default_generator.get_state()
-        looped = scores_of_outputs(outputs, targets, val, nothing)["val_loss"]
+        looped = scores_of_outputs(outputs, targets, val, nothing)
         quiet = quiet and torch.equal(torch.default_generator.get_state(), before)
         templates = {id(eval_fn.template): eval_fn.with_substitutes(None) for eval_fn in eval_fns[1:]}
-        joined = quiet and all(agree(forward("loop", f, state, inputs, 0), outputs, 0.0) for f in templates.values())
+        joined = (
+            quiet
+            and alike(eval_fns)
+            and all(agree(forward("loop", f, state, inputs, 0), outputs, 0.0) for f in templates.values())
+        )
         try:
             tolerance = tolerance_of(lambda: scores_of_outputs(outputs, targets, replace(val, metrics={}), nothing))
-            vmapped = losses_at_once(val, outputs, targets, nothing)
+            losses_at_once(val, outputs, targets, nothing)  # an error of its own is not caught here
+            # With metrics: they may look at what the loss keeps.
+            vmapped = scores_of_outputs(outputs, targets, replace(val, batched=True), nothing)
         except Exception:
             return Scoring(False, joined)
-    return Scoring(agree(torch.tensor(vmapped, dtype=torch.float64), looped, tolerance), joined)
+    return Scoring(all(agree(vmapped[name], looped[name], tolerance) for name in looped), joined)
 
 
 class Reference(NamedTuple):

@@ -95,7 +95,7 @@ class Workers:
 
     def __init__(self, count: int, *, joins: bool) -> None:
         self.count, self.joins = count, joins
-        self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = ThreadPoolExecutor(count, initializer=_on_one_thread)
         self.now: Ahead | None = None
         self.next: Ahead | None = None
 
@@ -196,6 +196,13 @@ def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block], *, joins: boo
             several[alike].place = max(place, several[alike].place)
             several[alike].chunks += own
     return sorted(turns, key=lambda turn: turn.place)
+
+
+def _on_one_thread() -> None:
+    """Give a new thread one thread of torch's."""
+    # At its first operation torch gives a thread what is set for the process then: this is one.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
 
 
 def _run(
