@@ -38,6 +38,16 @@ class Itself:
     __slots__ = ()
 
 
+class Refuses(Itself):
+    """Does not want to be compared."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
 HELD: list[tuple[Callable[[], Any], Callable[[], Any], bool]] = [
     (lambda: 1, lambda: 1, True),
     (lambda: 1, lambda: 2, False),
@@ -62,6 +72,7 @@ HELD: list[tuple[Callable[[], Any], Callable[[], Any], bool]] = [
     (lambda: SimpleNamespace(a=1), lambda: SimpleNamespace(a=2), False),
     (lambda: torch.float32, lambda: torch.float64, False),
     (Itself, Itself, False),
+    (Refuses, Refuses, False),
     (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.1), True),
     (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.2), False),
     (lambda: nn.ReLU(), lambda: nn.Tanh(), False),

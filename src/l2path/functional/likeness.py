@@ -25,7 +25,10 @@ def alike(fns: Sequence[Functional]) -> bool:
     An object that cannot be looked into is like itself only.
     """
     first = fns[0]
-    return all(_same(fn.frozen, first.frozen, {}) and _same(fn.template, first.template, {}) for fn in fns[1:])
+    try:
+        return all(_same(fn.frozen, first.frozen, {}) and _same(fn.template, first.template, {}) for fn in fns[1:])
+    except Exception:  # of an object's own, which does not like to be compared
+        return False
 
 
 def _same(a: Any, b: Any, seen: Seen) -> bool:
