@@ -203,7 +203,7 @@ class Compiled:
     def undisturbed(self) -> Iterator[None]:
         """Let no other thread call the module meanwhile, nor compile: a call swaps its parameters.
 
-        In this order, so that nobody waits for ``busy`` who keeps others from compiling.
+        In this order: a thread that waits for ``busy`` must not hold the compiler's lock.
         """
         with self.busy, self.compiling:
             yield

@@ -21,7 +21,7 @@ from l2path.functional import functionalize, seed_generators
 from l2path.path import evaluation, selfcheck
 from l2path.path.evaluation import Metric, Validation, scores_of_outputs
 from l2path.path.reading import Reader
-from l2path.path.scoring import Scorer
+from l2path.path.scorer import Scorer
 from l2path.path.workers import Workers
 from tests.helpers import assert_trees_close
 from tests.models import classes
@@ -287,7 +287,7 @@ def unlike(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_losses_are_vmapped_where_that_gives_the_same(loss: Callable[..., Any], batched: bool, quiet: bool) -> None:
     fn = functionalize(network())
     seed_generators(fn.device, 0)
-    assert selfcheck.scoring(fn, [fn.evaluation()] * 2, validation(loss), "vmap") == (batched, quiet)
+    assert selfcheck.scoring(fn, [fn.evaluation()] * 2, validation(loss), "vmap", alike=True) == (batched, quiet)
 
 
 @pytest.mark.parametrize("limit", [2**25, 3 * 40 * 3 * 8, 1])
@@ -315,17 +315,18 @@ def loss_with(prepare: Callable[[], None], loss: Callable[..., Tensor], outputs:
 
 def test_workers_keep_to_one_thread_of_torch() -> None:
     """At its first operation torch gives a thread as many as are set for the process then; other sums, other digits."""
-    workers = Workers(1, joins=False)
+    workers, before = Workers(1, joins=False), torch.get_num_threads()
     try:
         workers.pool.submit(int).result()  # its thread begins
         torch.set_num_threads(2)  # as the driver does when it records
         assert workers.pool.submit(torch.get_num_threads).result() == 1
     finally:
         workers.close()
+        torch.set_num_threads(before)
 
 
 def test_a_metric_may_wait_for_a_thread_that_compiles() -> None:
-    """Torch's lock of the compiler is not held while the user's own functions run: they may train something."""
+    """Torch's lock of the compiler is not held while members are scored: a metric may train something."""
     from torch._dynamo.convert_frame import compile_lock
 
     got: list[bool] = []

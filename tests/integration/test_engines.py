@@ -346,7 +346,7 @@ def test_an_engine_that_is_passed_in_has_its_native_kernels(monkeypatch: pytest.
         return False
 
     monkeypatch.setattr(tuning, "native_kernels", without)
-    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, kind="vmap"), {}))
+    monkeypatch.setattr(tuning, "compile_all", lambda engine, job: (replace(engine, kind="vmap"), {}))
     result = train(engine=Engine("compiled", 5, native=True), epochs=1)
     assert asked == ["cpu"]
     assert not result.engine.native  # there are none: it says so
@@ -445,7 +445,9 @@ def test_auto_takes_what_is_fastest(
         return times[kind]
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
-    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps)))
+    monkeypatch.setattr(
+        tuning, "compile_all", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps))
+    )
     result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2))
     assert timed == asked
     assert result.engine.kind == kind
@@ -488,7 +490,9 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "native_kernels", lambda _: False)
-    monkeypatch.setattr(tuning, "compiled", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps)))
+    monkeypatch.setattr(
+        tuning, "compile_all", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps))
+    )
 
     def kind(epochs: int, **changes: Any) -> tuple[str, list[str]]:
         timed.clear()
@@ -513,7 +517,7 @@ def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(tuning, "_seconds", lambda *_: 1.0)
-    monkeypatch.setattr(tuning, "compiled", fails)
+    monkeypatch.setattr(tuning, "compile_all", fails)
     result = train(epochs=600, on_epoch=lambda event: event.active & (event.epoch < 2))
     assert result.engine.kind == "vmap"
     assert "not compiled: RuntimeError: no compiler here" in result.engine.reason

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import random
+from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -32,20 +34,60 @@ def scaled(by: float) -> Callable[[float], float]:
     return lambda x: x * by
 
 
-class Itself:
-    """Tells nothing about itself, and equals itself only."""
+class Slotted:
+    """Keeps a number where no dictionary shows it."""
 
-    __slots__ = ()
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
-class Refuses(Itself):
-    """Does not want to be compared."""
+class Named(dict[str, int]):
+    """Keeps something beside its items."""
 
-    __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
+    name = ""
 
-    def __eq__(self, other: object) -> bool:
-        raise ValueError("ambiguous")
+
+class Whole(int):
+    """A number of another class."""
+
+
+class Closed:
+    """Can be copied, but not be looked into."""
+
+    def __deepcopy__(self, memo: object) -> Closed:
+        return Closed()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError("cannot be pickled")
+
+
+def named(name: str) -> Named:
+    held = Named(a=1)
+    held.name = name
+    return held
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return make()
+
+
+def hooked(**options: Any) -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(lambda *_: None, **options)
+    return module
+
+
+def outside(seed: int) -> list[nn.Module]:
+    """A module that is not registered, whose weights are not given with a call."""
+    return [seeded(lambda: nn.Linear(2, 2), seed)]
+
+
+def closed_over(seed: int) -> Callable[[Tensor], Any]:
+    module = outside(seed)[0]
+    return lambda x: module(x)
 
 
 HELD: list[tuple[Callable[[], Any], Callable[[], Any], bool]] = [
@@ -71,8 +113,27 @@ HELD: list[tuple[Callable[[], Any], Callable[[], Any], bool]] = [
     (lambda: SimpleNamespace(a=1), lambda: SimpleNamespace(a=1), True),
     (lambda: SimpleNamespace(a=1), lambda: SimpleNamespace(a=2), False),
     (lambda: torch.float32, lambda: torch.float64, False),
-    (Itself, Itself, False),
-    (Refuses, Refuses, False),
+    (lambda: Slotted(1), lambda: Slotted(1), True),
+    (lambda: Slotted(1), lambda: Slotted(2), False),
+    (lambda: named("a"), lambda: named("a"), True),
+    (lambda: named("a"), lambda: named("b"), False),
+    (lambda: Whole(1), lambda: Whole(1), True),
+    (lambda: Whole(1), lambda: Whole(2), False),
+    (lambda: defaultdict(int), lambda: defaultdict(float), False),
+    (lambda: random.Random(0), lambda: random.Random(0), True),
+    (lambda: random.Random(0), lambda: random.Random(1), False),
+    (lambda: int, lambda: float, False),
+    (Closed, Closed, False),
+    (lambda: outside(0), lambda: outside(0), True),
+    (lambda: outside(0), lambda: outside(1), False),
+    (lambda: closed_over(0), lambda: closed_over(0), True),
+    (lambda: closed_over(0), lambda: closed_over(1), False),
+    (lambda: seeded(lambda: nn.LSTM(2, 2), 0), lambda: seeded(lambda: nn.LSTM(2, 2), 1), True),
+    (lambda: seeded(lambda: nn.GRU(2, 2), 0), lambda: nn.GRU(2, 2, batch_first=True), False),
+    (lambda: hooked(), lambda: hooked(), True),
+    (lambda: hooked(with_kwargs=True), lambda: hooked(with_kwargs=True), True),
+    (lambda: hooked(with_kwargs=True), lambda: hooked(always_call=True), False),
+    (lambda: hooked(), lambda: nn.Linear(2, 2), False),
     (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.1), True),
     (lambda: nn.Dropout(0.1), lambda: nn.Dropout(0.2), False),
     (lambda: nn.ReLU(), lambda: nn.Tanh(), False),
@@ -116,3 +177,15 @@ def test_what_refers_to_itself_is_compared_once() -> None:
 
     assert alike([circle(1), circle(1)])
     assert not alike([circle(1), circle(2)])
+
+
+def test_tied_weights_are_no_others() -> None:
+    def pair(*, tied: bool) -> Any:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        if tied:
+            module[1].weight = module[0].weight
+        return functionalize(module)
+
+    assert alike([pair(tied=True), pair(tied=True)])
+    assert not alike([pair(tied=True), pair(tied=False)])

@@ -30,7 +30,7 @@ from l2path.path.halving import Halving
 from l2path.path.reading import Read, Reader
 from l2path.path.recording import Record, Sums
 from l2path.path.roster import Roster
-from l2path.path.scoring import Scorer
+from l2path.path.scorer import Scorer
 from l2path.path.selfcheck import first_line, warn_looped
 from l2path.path.stopping import EarlyStopping, Stopper
 from l2path.path.workers import Workers

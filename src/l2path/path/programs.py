@@ -68,7 +68,7 @@ def noise_of(job: Job, module: int) -> Noise | None:
     return Noise(lambda batch: job.steps[module].traced(one, batch, own), job.device)
 
 
-def compiled(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
+def compile_all(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     """Compile the step of every module and check it against the vmapped one.
 
     A program of one module is also for another that is made alike, where it gives what that one's vmapped step gives.
@@ -115,7 +115,7 @@ def _right(
     state, extra = job.sample(module, members)
     few = Block(block.batches[:2])
     with forked_rng(job.device):
-        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device))
+        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(_seeded, job.device))
         given = block if noise is None else noise.beside(block, 0, 0)
     with one_thread():
         got = call(state, given, extra)
@@ -139,7 +139,7 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
         with forked_rng(job.device):
             want = [
-                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(seeded, job.device))
+                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(_seeded, job.device))
                 for c, block in zip(rows, blocks, strict=True)
             ]
             given = blocks if noise is None else [noise.beside(block, 0, 0) for block in blocks]
@@ -163,6 +163,6 @@ def _tolerance(tree: Tree) -> float:
     return max(TOLERANCE.get(x.dtype, 1e-3) for x in tensor_leaves(tree) if x.is_floating_point())
 
 
-def seeded(device: torch.device, step: int) -> None:
+def _seeded(device: torch.device, step: int) -> None:
     """Seed what is drawn at a step."""
     seed_generators(device, step_seed(0, step))

@@ -116,6 +116,7 @@ def train_members(
     )
     keys = list(dict.fromkeys(table.keys))
     seed = table.seeds[0]
+    same = alike(list(fns.values()))  # before calls leave something behind in one of them
     templates = {s: id(fn) for s, fn in fns.items()}  # of one module for all seeds there is one
     for source in sources.values():
         preflight.check_one_row(fns[seed], source)
@@ -129,6 +130,7 @@ def train_members(
     frozen = first_batch.freeze_unused(fns[seed], loss, batch, settings.unused)
     anchors = {s: anchor_of(fn, settings.anchor) for s, fn in fns.items()}
     if frozen:
+        same = same and len(set(templates.values())) == 1
         fns = {s: fn.freeze(frozen) for s, fn in fns.items()}
     first_batch.warn_sum_reduction(fns[seed], loss_fn, batch)
     names = describe(fns[seed])
@@ -200,7 +202,7 @@ def train_members(
         sample=lambda template, n: stacked([k % len(table) for k in range(n)], owners[template]),
         device=fns[seed].device,
         draws=verdict.draws,
-        alike=not any(anchors.values()) and alike(list(fns.values())),
+        alike=same and not any(anchors.values()),
         what=what_runs(fns[seed], settings, batch),
     )
     programs: dict[int, Compiled] = {}
@@ -239,7 +241,9 @@ def train_members(
         first = validations[keys[0][0]]
         selection = replace(selection, validation=first)
         preflight.check_validation(fns[seed], eval_fn, first)
-        scoring = selfcheck.scoring(fns[seed], [group.eval_fn for group in groups.values()], first, eval_kind)
+        scoring = selfcheck.scoring(
+            fns[seed], [group.eval_fn for group in groups.values()], first, eval_kind, alike=same
+        )
         for (fold, _), group in groups.items():
             group.validation = replace(validations[fold], batched=scoring.batched)
             if monitors is not None:

@@ -17,7 +17,6 @@ from l2path.errors import EngineWarning
 from l2path.functional import (
     Functional,
     Substitutes,
-    alike,
     coarsest_dtype,
     failing_layer,
     grad_with_autograd,
@@ -124,10 +123,10 @@ class Scoring(NamedTuple):
     joined: bool
 
 
-def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kind: EvalKind) -> Scoring:
-    """Compare the vmapped loss of two members' outputs with the loop, and modules with the first one.
+def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kind: EvalKind, *, alike: bool) -> Scoring:
+    """Compare two members' scores with vmapped losses and without, and modules with the first one if they are alike.
 
-    On the first validation batch.
+    On the first validation batch. Metrics are compared as well: they may look at what the loss keeps.
     """
     if kind == "loop" or isinstance(val.loss_fn, (FullLoss, ModelLoss)):
         return Scoring(False, False)
@@ -148,13 +147,12 @@ def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kin
         templates = {id(eval_fn.template): eval_fn.with_substitutes(None) for eval_fn in eval_fns[1:]}
         joined = (
             quiet
-            and alike(eval_fns)
+            and alike
             and all(agree(forward("loop", f, state, inputs, 0), outputs, 0.0) for f in templates.values())
         )
         try:
             tolerance = tolerance_of(lambda: scores_of_outputs(outputs, targets, replace(val, metrics={}), nothing))
-            losses_at_once(val, outputs, targets, nothing)  # an error of its own is not caught here
-            # With metrics: they may look at what the loss keeps.
+            losses_at_once(val, outputs, targets, nothing)  # the next line would hide its error
             vmapped = scores_of_outputs(outputs, targets, replace(val, batched=True), nothing)
         except Exception:
             return Scoring(False, joined)

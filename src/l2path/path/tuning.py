@@ -18,7 +18,7 @@ from l2path.errors import ArgumentError
 from l2path.functional import forked_rng
 from l2path.memory import operations
 from l2path.path.job import Job
-from l2path.path.programs import cannot_compile, compiled, compiled_chunk, native_kernels, noise_of, workers_for
+from l2path.path.programs import cannot_compile, compile_all, compiled_chunk, native_kernels, noise_of, workers_for
 from l2path.path.remembered import machine, note, recall
 from l2path.path.selfcheck import first_line
 from l2path.trees import tensor_leaves
@@ -76,7 +76,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
     try:
         size = compiled_chunk(job) if resize else members
         native = native_kernels(job.device)
-        found, programs = compiled(_wanted(job, size, vmapped, native=native), job)
+        found, programs = compile_all(_wanted(job, size, vmapped, native=native), job)
     except Exception as error:  # of the compiler, which is not needed
         note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
@@ -148,7 +148,7 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
         elif engine.native:
             engine = replace(engine, native=native_kernels(job.device))
         try:
-            return compiled(engine, job)
+            return compile_all(engine, job)
         except Exception as error:
             why = first_line(error)
     raise ArgumentError(

@@ -200,7 +200,8 @@ def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block], *, joins: boo
 
 def _on_one_thread() -> None:
     """Give a new thread one thread of torch's."""
-    # At its first operation torch gives a thread what is set for the process then: this is one.
+    # At its first operation torch gives a thread what is set for the process then, whatever the thread has set before.
+    # To ask for the number is such an operation.
     torch.get_num_threads()
     torch.set_num_threads(1)
 

@@ -46,8 +46,8 @@ class Scorer:
         parts = [(averaged_params(chunk.state), chunk.state.buffers) for chunk in chunks]
         params, buffers = joined(parts) if len(parts) > 1 else parts[0]
         group, state = chunks[0].group, chunks[0].state._replace(params=params, buffers=buffers)
-        # A loss may call the module itself, whose parameters workers swap while they do steps outside of calls. It may
-        # compile, or train something, as well: that is left to it.
+        # A loss may call the module itself, whose parameters workers swap while they do steps outside of calls. The
+        # compiler's lock is not taken: a loss or a metric may compile or train something, or wait for who does.
         with group.compiled.busy if group.compiled is not None else nullcontext():
             self.kind, found = or_looped(
                 self.kind, group.eval_fn, lambda kind, fn: score(kind, fn, state, val, group.seed)
