@@ -136,17 +136,17 @@ def l2path(task: Task, orders: Orders) -> str:
     engine: Any = task.engine
     if task.change:
         engine = replace(train(engine, 1).engine, **task.change)
-    # Before an on_epoch hook nothing of the next epoch is begun, as it is for those who have none.
-    record = Driver._record_epoch
+    # Given an on_epoch hook, the driver would begin nothing of the next epoch before it: this is called in its place.
+    hook = Driver._hook
 
-    def recorded(self: Driver, sums: Any) -> None:
-        record(self, sums)
+    def hooked(self: Driver) -> None:
+        hook(self)
         ahead = self.workers.next if self.workers else None
         orders.settle = ahead.wait if ahead else None
         if not orders(task.members * task.batches):
             raise KeyboardInterrupt  # which ends training and keeps what there is
 
-    Driver._record_epoch = recorded  # type: ignore[method-assign]
+    Driver._hook = hooked  # type: ignore[method-assign]
     used = train(engine, task.epochs).engine
     if task.engine not in ("auto", used.kind):  # it went on in another way: its rate is none of what was asked for
         raise RuntimeError(used.reason)
