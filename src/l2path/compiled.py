@@ -7,7 +7,7 @@ import re
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -169,12 +169,9 @@ class Compiled:
     def _steps_alone(
         self, state: Tree, block: Block, per_member: Tree, piece: Piece
     ) -> tuple[Tree, list[Sequence[Tensor]]]:
-        history: list[Sequence[Tensor]] = []
-        for t in range(piece.start, piece.start + piece.length):
-            with self.undisturbed():
-                state, metrics = self.vmapped(state, block.batches[t], per_member)
-            history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
-        return state, history
+        return self._one_by_one(
+            self.vmapped, state, block.batches[piece.start : piece.start + piece.length], per_member
+        )
 
     def run_each(
         self, state: Tree, blocks: Sequence[Block], sizes: Sequence[int], per_member: Tree, piece: Piece
@@ -191,13 +188,20 @@ class Compiled:
             Members of each group.
         piece : Piece
         """
-        history: list[Sequence[Tensor]] = []
-        for t in range(piece.start, piece.start + piece.length):
-            batch = tree_map(lambda *x: _repeated(x, sizes), *(block.batches[t] for block in blocks))
-            with self.undisturbed():
-                state, metrics = self.each(state, batch, per_member)
-            history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
+        own = (block.batches[piece.start : piece.start + piece.length] for block in blocks)
+        batches = (tree_map(lambda *x: _repeated(x, sizes), *each) for each in zip(*own, strict=True))
+        state, history = self._one_by_one(self.each, state, batches, per_member)
         return state, joined_in_time(history)
+
+    def _one_by_one(
+        self, step: Callable[[Tree, Batch, Tree], Any], state: Tree, batches: Iterable[Batch], per_member: Tree
+    ) -> tuple[Tree, list[Sequence[Tensor]]]:
+        history: list[Sequence[Tensor]] = []
+        for batch in batches:
+            with self.undisturbed():
+                state, metrics = step(state, batch, per_member)
+            history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
+        return state, history
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2path.engine import take
+from l2path.engine import Flags, take
 from l2path.path.chunks import Chunk, Weights, weights_of
 from l2path.path.recording import Record
 from l2path.path.stopping import Stopper
@@ -32,7 +31,7 @@ class Roster:
         self.chunks, self.record, self.stopper = list(chunks), record, stopper
 
     @property
-    def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def active(self) -> Flags:
         """``[K]`` booleans: members still in training."""
         out = np.zeros(self.record.members, dtype=np.bool_)
         for chunk in self.chunks:
@@ -58,7 +57,7 @@ class Roster:
         else:
             self.chunks.remove(chunk)
 
-    def let_go(self, leaving: np.ndarray[Any, np.dtype[np.bool_]], status: str = "stopped") -> None:
+    def let_go(self, leaving: Flags, status: str = "stopped") -> None:
         """Put members aside where ``leaving``, ``[K]``, is True."""
         for chunk in list(self.chunks):
             done = torch.from_numpy(leaving[chunk.members])
