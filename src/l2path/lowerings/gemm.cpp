@@ -54,6 +54,14 @@ void multiply(const Operand& a, const Operand& b, const Operand& c) {
   check(torch_parallel_for(0, count * blocks, grain, run<T>, &job));
 }
 
+void multiply(const Operand& a, const Operand& b, const Operand& c) {
+  if (a.dtype == aoti_torch_dtype_float32()) {
+    multiply<float>(a, b, c);
+  } else {
+    multiply<double>(a, b, c);
+  }
+}
+
 // The product of two borrowed tensors, as a new one.
 template <int dimensions>
 AtenTensorHandle multiply(AtenTensorHandle left, AtenTensorHandle right) {
@@ -61,12 +69,7 @@ AtenTensorHandle multiply(AtenTensorHandle left, AtenTensorHandle right) {
   check(dimensions == 3 ? "l2path::tiled_bmm" : "l2path::tiled_mm", dimensions, a, b);
   const Index sizes[] = {a.count(2), a.size(2), b.size(1)};
   Owned owned(empty(a, dimensions, sizes + 3 - dimensions));
-  const Operand c(owned.handle);
-  if (a.dtype == aoti_torch_dtype_float32()) {
-    multiply<float>(a, b, c);
-  } else {
-    multiply<double>(a, b, c);
-  }
+  multiply(a, b, Operand(owned.handle));
   return owned.release();
 }
 
@@ -92,5 +95,17 @@ AOTITorchError aoti_torch_cpu_tiled_bmm(AtenTensorHandle a, AtenTensorHandle b, 
 }
 AOTITorchError aoti_torch_cpu_tiled_mm(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* result) {
   return guarded([=] { *result = multiply<2>(a, b); });
+}
+
+// The same without tensors, for what loops.py writes: the shapes have been checked when the graph was traced.
+AOTITorchError l2path_product(int64_t dimensions, int32_t dtype, void* a, const int64_t* a_sizes,
+                              const int64_t* a_strides, void* b, const int64_t* b_sizes, const int64_t* b_strides,
+                              void* c, const int64_t* c_sizes, const int64_t* c_strides) {
+  return guarded([=] {
+    const int32_t device = aoti_torch_device_type_cpu();
+    multiply(Operand(dimensions, a_sizes, a_strides, dtype, device, a),
+             Operand(dimensions, b_sizes, b_strides, dtype, device, b),
+             Operand(dimensions, c_sizes, c_strides, dtype, device, c));
+  });
 }
 }

@@ -34,14 +34,19 @@ struct Owned {
 
 // A tensor, borrowed: a stack of any number of axes whose parts have the last one, two or three axes.
 struct Operand {
-  int64_t dimensions, *sizes, *strides;
+  int64_t dimensions;
+  const int64_t *sizes, *strides;
   int32_t dtype, device;
   void* data;
 
+  Operand(int64_t dimensions, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device, void* data)
+      : dimensions(dimensions), sizes(sizes), strides(strides), dtype(dtype), device(device), data(data) {}
   explicit Operand(AtenTensorHandle handle) {
+    int64_t *extents, *distances;
     check(aoti_torch_get_dim(handle, &dimensions));
-    check(aoti_torch_get_sizes(handle, &sizes));
-    check(aoti_torch_get_strides(handle, &strides));
+    check(aoti_torch_get_sizes(handle, &extents));
+    check(aoti_torch_get_strides(handle, &distances));
+    sizes = extents, strides = distances;
     check(aoti_torch_get_dtype(handle, &dtype));
     check(aoti_torch_get_device_type(handle, &device));
     check(aoti_torch_get_data_ptr(handle, &data));

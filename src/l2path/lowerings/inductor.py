@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor.codegen.common import device_codegens, init_backend_registration
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.utils import IndentedBuffer
 from torch._ops import OpOverload
 
-from l2path.lowerings import native, recurrent, tanh
+from l2path.lowerings import loops, native, recurrent, tanh
 from l2path.lowerings.products import replace
 
 
@@ -35,7 +41,36 @@ class NativeKernels(CustomGraphPass):
 
     def uuid(self) -> str:
         """Return what tells compilations with other kernels from these."""
-        return f"l2path-{self.library.stem}"
+        return f"l2path-{self.library.stem}-{loops.digest()}"
+
+
+class WithoutTensors(CppWrapperCpu):
+    """Inductor's C++ wrapper, with loops that make no tensors; see :mod:`l2path.lowerings.loops`."""
+
+    @staticmethod
+    def create(*_: Any) -> CppWrapperCpu:
+        """Return the wrapper of a graph."""
+        return WithoutTensors()
+
+    def generate_before_suffix(self, result: IndentedBuffer) -> None:
+        """End the program's function, which has been written by now."""
+        source = result.getvalue()
+        if (new := loops.without_tensors(source)) != source:
+            result.clear()
+            result.splice(new)
+        super().generate_before_suffix(result)
+
+
+@contextmanager
+def without_tensors() -> Iterator[None]:
+    """Let what is compiled meanwhile have loops that make no tensors, where the native kernels are there."""
+    init_backend_registration()
+    before = device_codegens["cpu"]
+    device_codegens["cpu"] = changed(before, cpp_wrapper_codegen=WithoutTensors)
+    try:
+        yield
+    finally:
+        device_codegens["cpu"] = before
 
 
 class ByName(dict[str, list[str]]):
