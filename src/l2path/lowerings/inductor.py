@@ -47,6 +47,9 @@ class NativeKernels(CustomGraphPass):
 class WithoutTensors(CppWrapperCpu):
     """Inductor's C++ wrapper, with loops that make no tensors; see :mod:`l2path.lowerings.loops`."""
 
+    def __init__(self) -> None:
+        CppWrapperCpu.__init__(self)  # by its name: torch's types do not say what it returns
+
     @staticmethod
     def create(*_: Any) -> CppWrapperCpu:
         """Return the wrapper of a graph."""
@@ -58,7 +61,7 @@ class WithoutTensors(CppWrapperCpu):
         if (new := loops.without_tensors(source)) != source:
             result.clear()
             result.splice(new)
-        super().generate_before_suffix(result)
+        CppWrapperCpu.generate_before_suffix(self, result)
 
 
 @contextmanager

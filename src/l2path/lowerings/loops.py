@@ -11,58 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from l2path.lowerings.statements import NAME, VIEW, Statement, UnknownStatement, arrays, numbers, read
 
 HEADER = Path(__file__).with_name("loops.hpp")
 ENTRY = "void inductor_entry_impl("
 ALIGNED = 64  # bytes
 
-_NAME = r"[A-Za-z_]\w*"
-_CHECK = r"AOTI_TORCH_ERROR_CODE_CHECK"
-_VIEW = rf"wrap_with_raii_handle_if_needed\(reinterpret_tensor_wrapper\((?P<of>{_NAME}), (\d+), ({_NAME}), ({_NAME}), ([^()]*)\)\)"
-_OPERATIONS = (r"\w+_out", "convolution", "tiled_b?mm", "convolve", "convolve_weight", "max_pool", r"native_\w+")
-_WHOLE = _VIEW.replace("[^()]*", "0L")  # a view that begins where the value does
-_PATTERNS = {
-    "nothing": r"|//.*|AtenTensorHandle \w+;|bool \w+_scalar;",
-    "array": r"static constexpr int64_t \*?(?P<name>\w+?)(?:\[\])?\s?=\s?(?P<numbers>nullptr|\{[\dL, ]*\});",
-    "alias": rf"{_CHECK}\(aoti_torch_assign_tensors_out\((?P<of>{_NAME}), &(?P<name>\w+)_handle\)\);",
-    "owner": rf"RAIIAtenTensorHandle (?P<name>\w+)\((?P=name)_handle\);",
-    "empty": rf"{_CHECK}\(aoti_torch_empty_strided\((?P<axes>\d+), (?P<sizes>\w+), (?P<strides>\w+), "
-    r"cached_torch_dtype_(?P<dtype>\w+), cached_torch_device_type_cpu, 0, &(?P<name>\w+)_handle\)\);",
-    "product": rf"{_CHECK}\(aoti_torch_cpu_tiled_b?mm\((?P<operands>.*), &(?P<name>\w+)_handle\)\);",
-    # What makes tensors of its own, or writes into what it is given: nothing that shares memory with it.
-    "operation": rf"{_CHECK}\(aoti_torch_cpu_(?P<call>(?:{'|'.join(_OPERATIONS)})\(.*\))\);",
-    "kernel": r"cpp_fused_\w+\(.*\);",
-    "reset": rf"(?P<name>{_NAME})\.reset\(\);",
-    "renamed": rf"auto (?P<name>\w+) = std::move\((?P<of>{_NAME})\);  // reuse",
-    "viewed": rf"auto (?P<name>\w+) = (?P<view>{_WHOLE}); (?P=of)\.reset\(\);  // reuse",
-    "part": rf"auto (?P<name>\w+) = (?P<view>{_VIEW});  // alias",
-    "shared": rf"{_CHECK}\(aoti_torch_new_tensor_handle\((?P<of>{_NAME}), &(?P<name>tmp_\w+)\)\);",
-    "handed": rf"(?P<name>{_NAME}) = std::move\((?P<of>{_NAME})\);",
-    "handed_viewed": rf"(?P<name>{_NAME}) = std::move\((?P<view>{_WHOLE})\);",
-    "layout": rf"assert_size_stride\((?P<name>{_NAME}), (?P<sizes>\{{[\dL, ]*\}}), (?P<strides>\{{[\dL, ]*\}}), .*\);",
-    "number": rf"{_CHECK}\(aoti_torch_item_(?P<type>\w+)\((?P<of>{_NAME}), &(?P<name>\w+)\)\);",
-    "declared": r"int64_t (?P<name>\w+)_raw;",
-    "named": r"auto \w+ = \w+_raw;",
-    "refused": r"if \(!\(?.*\)?\) (break;|\{ throw .*\})",
-}
-_WIDTHS = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1, "uint8": 1, "int8": 1, "int16": 2}
-_TYPES = {"int64": "int64_t", "bool": "bool"}
-
-
-class Unknown(Exception):
-    """A statement that the pass does not know."""
-
-
-@dataclass
-class Statement:
-    """A line of a loop: which of the patterns it is, and its parts."""
-
-    kind: str
-    text: str
-    parts: dict[str, str]
+WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
+_SCALARS = {"int64": "int64_t", "bool": "bool"}
+_OF_HANDLES = ("owner", "renamed", "viewed", "part", "reset", "layout")  # what stays where it is of a tensor
 
 
 @dataclass
@@ -103,7 +64,7 @@ class Loop:
 
 
 def without_tensors(source: str) -> str:
-    """Return the code of a program whose outermost loop makes no tensors; unchanged where that is not known to be right.
+    """Return the code of a program whose loop makes no tensors; unchanged where that is not known to be right.
 
     Parameters
     ----------
@@ -117,10 +78,9 @@ def without_tensors(source: str) -> str:
     (start,) = found
     indent = lines[start][: len(lines[start]) - len(lines[start].lstrip())]
     end = next(i for i in range(start, len(lines)) if lines[i] == f"{indent}}}")
-    arrays = {s.parts["name"]: _numbers(s.parts["numbers"]) for s in _read(lines[:start], strict=False)}
     try:
-        before, inside, after = _rewritten(list(_read(lines[start + 1 : end])), arrays)
-    except (Unknown, LookupError):  # an array that is written down elsewhere, say
+        before, inside, after = _rewritten(list(read(lines[start + 1 : end])), arrays(lines[:start]))
+    except (UnknownStatement, LookupError):  # an array that is written down elsewhere, say
         return source
     entry = next(i for i, line in enumerate(lines) if line.startswith(ENTRY))
     lines[entry] = f"{HEADER.read_text(encoding='utf-8')}\n{lines[entry]}"
@@ -133,34 +93,17 @@ def _indented(lines: list[str], indent: str) -> list[str]:
     return [indent + line for line in lines]
 
 
-def _read(lines: list[str], *, strict: bool = True) -> Iterator[Statement]:
-    kinds = _PATTERNS if strict else {"array": _PATTERNS["array"]}
-    for line in lines:
-        text = line.strip()
-        for kind, pattern in kinds.items():
-            if match := re.fullmatch(pattern, text):
-                yield Statement(kind, text, {k: v for k, v in match.groupdict().items() if v is not None})
-                break
-        else:
-            if strict:
-                raise Unknown(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return [] if text == "nullptr" else [int(n) for n in re.findall(r"\d+", text)]
-
-
-def _rewritten(body: list[Statement], arrays: dict[str, list[int]]) -> tuple[list[str], list[str], list[str]]:
+def _rewritten(body: Sequence[Statement], known: dict[str, list[int]]) -> tuple[list[str], list[str], list[str]]:
     """Return what comes before, in and after the loop."""
-    casts = re.findall(rf"\((?:const )?(float|double)\*\)\(({_NAME})\.data_ptr\(\)\)", "\n".join(s.text for s in body))
-    loop = Loop(dict(arrays), {name: {"float": "float32", "double": "float64"}[type_] for type_, name in casts})
+    casts = re.findall(rf"\((?:const )?(float|double)\*\)\(({NAME})\.data_ptr\(\)\)", "\n".join(s.text for s in body))
+    loop = Loop(dict(known), {name: {"float": "float32", "double": "float64"}[type_] for type_, name in casts})
     for at, statement in enumerate(body):
         _note(loop, at, statement, body)
     for name, of in loop.handed.items():
         if of in loop.values:
             value = loop.values[of]
             if value.carried is not None or of in loop.parts:
-                raise Unknown(f"{of} is handed on with others")
+                raise UnknownStatement(f"{of} is handed on with others")
             value.carried = name
     size = _lay_out({id(v): v for v in loop.values.values() if v.carried is None}.values())
     carried = {v.carried: v for v in loop.values.values() if v.carried is not None}
@@ -169,7 +112,7 @@ def _rewritten(body: list[Statement], arrays: dict[str, list[int]]) -> tuple[lis
     before += [f"auto {name}_now = l2path_loop::local({name});" for name in outer]
     for name, value in carried.items():
         before.append(
-            f"l2path_loop::Turns {name}_turns({value.nbytes // _WIDTHS[value.dtype]}L, "
+            f"l2path_loop::Turns {name}_turns({value.nbytes // WIDTHS[value.dtype]}L, "
             f"cached_torch_dtype_{value.dtype});"
         )
     kept = [name for name, of in loop.handed.items() if of in loop.handles]
@@ -185,28 +128,30 @@ def _rewritten(body: list[Statement], arrays: dict[str, list[int]]) -> tuple[lis
     return before, inside, after
 
 
-def _note(loop: Loop, at: int, statement: Statement, body: list[Statement]) -> None:
+def _note(loop: Loop, at: int, statement: Statement, body: Sequence[Statement]) -> None:
     """Note what a statement says of the loop's values."""
     parts = statement.parts
-    for name in set(re.findall(_NAME, statement.text)) & set(loop.values):
+    for name in set(re.findall(NAME, statement.text)) & set(loop.values):
         loop.values[name].last = at
     if statement.kind == "array":
-        loop.arrays[parts["name"]] = _numbers(parts["numbers"])
+        loop.arrays[parts["name"]] = numbers(parts["numbers"])
     elif statement.kind == "alias":
         if parts["of"] in loop.values or parts["of"] in loop.handles:
-            raise Unknown(statement.text)
+            raise UnknownStatement(statement.text)
         loop.aliases[parts["name"]] = parts["of"]
     elif statement.kind == "empty":
         nbytes = _nbytes(loop.arrays[parts["sizes"]], loop.arrays[parts["strides"]], parts["dtype"])
         loop.values[parts["name"]] = Value(at, at, nbytes, parts["dtype"])
     elif statement.kind == "product" and (layout := _layout(body, at)) is not None:
-        sizes, strides = _numbers(layout["sizes"]), _numbers(layout["strides"])
+        sizes, strides = numbers(layout["sizes"]), numbers(layout["strides"])
         dtype = _dtype_of(loop, parts["name"], body)
         loop.values[parts["name"]] = Value(at, at, _nbytes(sizes, strides, dtype), dtype)
     elif statement.kind == "owner" and parts["name"] not in {*loop.aliases, *loop.values}:
         loop.handles.add(parts["name"])
     elif statement.kind == "shared":
         loop.shared[parts["name"]] = parts["of"]
+        if parts["of"] in loop.values:  # which is in use as long as that is
+            loop.values[parts["name"]] = loop.values[parts["of"]]
     elif statement.kind in ("renamed", "viewed", "part"):
         if parts["of"] in loop.values:
             loop.values[parts["name"]] = loop.values[parts["of"]]
@@ -215,12 +160,12 @@ def _note(loop: Loop, at: int, statement: Statement, body: list[Statement]) -> N
         elif parts["of"] in loop.handles:
             loop.handles.add(parts["name"])
         else:  # memory of another turn
-            raise Unknown(statement.text)
+            raise UnknownStatement(statement.text)
     elif statement.kind == "handed":
         _note_handed(loop, statement)
     elif statement.kind == "handed_viewed":
         if parts["of"] not in loop.values:
-            raise Unknown(statement.text)
+            raise UnknownStatement(statement.text)
         loop.handed[parts["name"]] = parts["of"]
         loop.views[parts["name"]] = _in_views(loop, parts["view"])
 
@@ -229,14 +174,14 @@ def _note_handed(loop: Loop, statement: Statement) -> None:
     name, of = statement.parts["name"], statement.parts["of"]
     if of in loop.aliases:
         if loop.aliases[of] != name:
-            raise Unknown(statement.text)
+            raise UnknownStatement(statement.text)
     elif name.endswith("_cond_result") and of in loop.values:
         loop.values[name] = loop.values[of]
     else:
         loop.handed[name] = of
 
 
-def _written(loop: Loop, at: int, statement: Statement, body: list[Statement]) -> Iterator[str]:
+def _written(loop: Loop, at: int, statement: Statement, body: Sequence[Statement]) -> Iterator[str]:
     """Yield what stands for a statement."""
     kind, parts = statement.kind, statement.parts
     name, of = parts.get("name", ""), parts.get("of", "")
@@ -249,7 +194,7 @@ def _written(loop: Loop, at: int, statement: Statement, body: list[Statement]) -
         assert layout is not None
         for what in ("sizes", "strides"):
             yield f"static constexpr int64_t {name}_{what}[] = {layout[what]};"
-        yield _declared(loop.values[name], name, str(len(_numbers(layout["sizes"]))), f"{name}_sizes", f"{name}_strides")
+        yield _declared(loop.values[name], name, str(len(numbers(layout["sizes"]))), f"{name}_sizes", f"{name}_strides")
         a, b = _split(_in_views(loop, parts["operands"]))
         yield f"l2path_loop::product(l2path_loop::local({a}), l2path_loop::local({b}), {name});"
     elif kind == "product":
@@ -267,30 +212,19 @@ def _written(loop: Loop, at: int, statement: Statement, body: list[Statement]) -
     elif kind in ("viewed", "part") and of in loop.values:
         yield f"auto {name} = {_in_views(loop, parts['view'])};"
     elif kind == "number":
-        if name.endswith("_scalar") or name.endswith("_raw"):
-            held = loop.aliases.get(of) or loop.values.get(of)
-            if held is None or parts["type"] not in _TYPES:
-                raise Unknown(statement.text)
-            type_ = _TYPES[parts["type"]]
-            yield f"const {type_} {name} = *static_cast<const {type_}*>({of}.data_ptr());"
-        else:
-            raise Unknown(statement.text)
+        if of not in loop.aliases and of not in loop.values:
+            raise UnknownStatement(statement.text)
+        scalar = _SCALARS[parts["type"]]
+        yield f"const {scalar} {name} = *static_cast<const {scalar}*>({of}.data_ptr());"
     elif kind == "handed" and name.endswith("_cond_result") and of in loop.values:
         yield f"auto& {name} = {of};"
-    elif kind == "owner":
-        if name in loop.handles:
-            yield statement.text
-    elif kind in ("array", "kernel", "named", "refused") or (
-        kind in ("renamed", "viewed", "part", "reset") and {name, of} & loop.handles
-    ):
-        yield statement.text
-    elif kind == "layout" and name in loop.handles:
+    elif kind in ("array", "kernel", "named", "refused") or (kind in _OF_HANDLES and {name, of} & loop.handles):
         yield statement.text
 
 
 def _declared(value: Value, name: str, axes: str, sizes: str, strides: str) -> str:
     where = f"loop_arena.data + {value.offset}L" if value.carried is None else f"{value.carried}_turns.data()"
-    width = _WIDTHS[value.dtype]
+    width = WIDTHS[value.dtype]
     return f"l2path_loop::Local {name}({where}, {axes}, {sizes}, {strides}, cached_torch_dtype_{value.dtype}, {width});"
 
 
@@ -307,7 +241,7 @@ def _in_views(loop: Loop, text: str) -> str:
         of = loop.shared[match[1]]
         return match[0] if of in loop.handles else of
 
-    return re.sub(r"RAIIAtenTensorHandle\((tmp_\w+)\)", whole, re.sub(_VIEW, view, text))
+    return re.sub(r"RAIIAtenTensorHandle\((tmp_\w+)\)", whole, re.sub(VIEW, view, text))
 
 
 def _split(operands: str) -> tuple[str, str]:
@@ -316,41 +250,41 @@ def _split(operands: str) -> tuple[str, str]:
         depth += (c == "(") - (c == ")")
         if c == "," and depth == 0:
             return operands[:i].strip(), operands[i + 1 :].strip()
-    raise Unknown(operands)
+    raise UnknownStatement(operands)
 
 
-def _layout(body: list[Statement], at: int) -> dict[str, str] | None:
+def _layout(body: Sequence[Statement], at: int) -> dict[str, str] | None:
     """Return the shape that the wrapper asserts of what an operation makes."""
     name = body[at].parts["name"]
     following = (s for s in body[at + 1 : at + 4] if s.kind == "layout" and s.parts["name"] == name)
     return next((s.parts for s in following), None)
 
 
-def _dtype_of(loop: Loop, product: str, body: list[Statement]) -> str:
+def _dtype_of(loop: Loop, product: str, body: Sequence[Statement]) -> str:
     """Return the dtype of a product: that of a kernel's argument which it is, or of one which it is made of."""
     names = [product]
     for s in body:
         if s.kind in ("renamed", "viewed") and s.parts["of"] in names:
             names.append(s.parts["name"])
         elif s.kind == "product" and s.parts["name"] in names:
-            names += re.findall(_NAME, s.parts["operands"])
+            names += re.findall(NAME, s.parts["operands"])
     known = {loop.types[name] for name in names if name in loop.types}
     known |= {loop.values[name].dtype for name in names if name in loop.values}
     if len(known) != 1:
-        raise Unknown(f"dtype of {product}")
+        raise UnknownStatement(f"dtype of {product}")
     return known.pop()
 
 
 def _nbytes(sizes: list[int], strides: list[int], dtype: str) -> int:
-    if dtype not in _WIDTHS:
-        raise Unknown(dtype)
+    if dtype not in WIDTHS:
+        raise UnknownStatement(dtype)
     if 0 in sizes:
-        return _WIDTHS[dtype]
-    return (1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))) * _WIDTHS[dtype]
+        return WIDTHS[dtype]
+    return (1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))) * WIDTHS[dtype]
 
 
-def _lay_out(values: Iterator[Value]) -> int:
-    """Give each value a place in the arena where nobody is while it is in use, first come first served; returns its size."""
+def _lay_out(values: Iterable[Value]) -> int:
+    """Give each value a place in the arena, first come first served, that no other has meanwhile; returns its size."""
     placed: list[Value] = []
     size = ALIGNED
     for value in sorted(values, key=lambda v: v.first):
@@ -369,4 +303,5 @@ def _lay_out(values: Iterator[Value]) -> int:
 
 def digest() -> str:
     """Return what tells programs that went through this pass from others."""
-    return hashlib.sha256(Path(__file__).read_bytes() + HEADER.read_bytes()).hexdigest()[:12]
+    files = (Path(__file__), Path(__file__).with_name("statements.py"), HEADER)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

@@ -13,7 +13,7 @@ import torch
 from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece, one_thread
-from l2path.engine import Engine, run_steps, take
+from l2path.engine import Engine, finite_members, run_steps, take
 from l2path.functional import forked_rng, seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import TOGETHER
@@ -21,11 +21,13 @@ from l2path.path.job import Job
 from l2path.path.noise import Noise
 from l2path.path.selfcheck import TOLERANCE, agree
 from l2path.trees import map_tensors, tensor_leaves, tree_map
-from l2path.types import Tree
+from l2path.types import Batch, Tree
 
 CHUNK_COST = 0.2  # members: what a chunk of a program costs beside its members, about
 LEAST_CHUNK_BYTES = 2**17  # of state and activations: below, what a step costs beside its kernels is most of it
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
+CHECKED = 4  # steps of a call: the third is the first that writes where an earlier one has written
+GROSS = 0.5  # of what the steps of a call change together: how far from the vmapped ones it must not end
 JOINED_BYTES = 2**26  # of the batches of members that do a step together, each with its own
 
 
@@ -84,7 +86,7 @@ def compile_all(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
         noise = noise_of(job, module)
         if noise is not None and (why := noise.refused(job.batch)):
             raise ValueError(why)
-        blocks = [Block([job.batch] * engine.steps)]
+        blocks = [_sampled(job, module, engine.steps)]
         if engine.partial:
             blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
         known = next(iter(programs.values()), None) if job.alike else None
@@ -111,17 +113,50 @@ def _right(
     members: int,
     noise: Noise | None,
 ) -> bool:
-    """Whether a compiled call agrees with a module's vmapped steps: in its metrics, and as a whole if it is short."""
+    """Whether a compiled call agrees with a module's vmapped steps.
+
+    Of all members the metrics of the first steps, and the state if there are no more. In many steps rounding may grow:
+    of two members it is looked at whether the call ends about where the vmapped steps end, and not elsewhere.
+    """
     state, extra = job.sample(module, members)
-    few = Block(block.batches[:2])
+    few, two = Block(block.batches[:CHECKED]), torch.arange(min(2, members), device=job.device)
+    before, step = take(state, two), job.steps[module].batched
     with forked_rng(job.device):
-        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(_seeded, job.device))
+        want = run_steps("vmap", step, state, few, extra, partial(_seeded, job.device))
+        last, _ = run_steps("vmap", step, before, block, take(extra, two), partial(_seeded, job.device))
         given = block if noise is None else noise.beside(block, 0, 0)
     with one_thread():
         got = call(state, given, extra)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
     pairs += [(got[0], want[0])] if len(few) == len(block) else []
-    return all(agree(a, b, _tolerance(want)) for a, b in pairs)
+    if not all(agree(a, b, _tolerance(want)) for a, b in pairs):
+        return False
+    return not finite_members(last).all() or agree(_change(take(got[0], two), before), _change(last, before), GROSS)
+
+
+def _sampled(job: Job, module: int, count: int) -> Block:
+    """Return so many batches to compile for, every other one with other rows: a program may mix them up."""
+    state, extra = job.sample(module, 1)
+    try:
+        other = _other_rows(job.batch)
+        with forked_rng(job.device):
+            _, metrics = run_steps(
+                "vmap", job.steps[module].batched, state, Block([other]), extra, partial(_seeded, job.device)
+            )
+        usable = bool(finite_members(map_tensors(lambda m: m.T, metrics)).all())
+    except Exception:  # of a module to which they are no batch
+        usable = False
+    return Block([other if usable and t % 2 else job.batch for t in range(count)])
+
+
+def _other_rows(batch: Batch) -> Batch:
+    """Return a batch of the same shape with another loss: each row of a half two times."""
+    return map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], batch)
+
+
+def _change(new: Tree, old: Tree) -> Tree:
+    """Return what steps change: beside the parameters themselves a wrong step is nothing."""
+    return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
 
 
 def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> bool:
@@ -130,8 +165,7 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
     if len(job.groups) == 1 or members * sum(x.nbytes for x in tensor_leaves(job.batch)) > JOINED_BYTES:
         return False
     try:
-        # Each row of a half two times, which is a batch of another loss.
-        twice = map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], job.batch)
+        twice = _other_rows(job.batch)
         if agree(twice, job.batch, 0.0):
             return False
         blocks = [Block([job.batch]), Block([twice])]
@@ -146,14 +180,9 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         found, metrics = program.run_each(state, given, [1, 1], extra, Piece(0, 1, calls=False))
     except Exception:  # of vmap, to which a batch of each member's own is something else
         return False
-
-    def change(new: Tree, old: Tree) -> Tree:
-        return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
-
     for c, (new, told) in zip(rows, want, strict=True):
-        # What a step changes: beside the parameters themselves a wrong step is nothing.
         before = take(state, c)
-        got, right = change(take(found, c), before), change(new, before)
+        got, right = _change(take(found, c), before), _change(new, before)
         if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
             return False
     return True
