@@ -84,8 +84,18 @@ def _cnn(p: Params, x: Any) -> Any:
     return x.reshape(x.shape[0], -1) @ p["w0"] + p["b0"]
 
 
+def _plain_cnn(p: Params, x: Any) -> Any:
+    # The same with convolutions as such, as most people would write them.
+    for i in (0, 1):
+        x = jax.lax.conv_general_dilated(x, p[f"c{i}"], (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+        x = jax.nn.relu(x + p[f"d{i}"][:, None, None])
+        h, w = x.shape[2:]
+        x = x.reshape(*x.shape[:2], h // 2, 2, w // 2, 2).max((3, 5))
+    return x.reshape(x.shape[0], -1) @ p["w0"] + p["b0"]
+
+
 def _workload(
-    name: str, batches: int, rng: np.random.Generator
+    name: str, batches: int, rng: np.random.Generator, *, plain: bool
 ) -> tuple[Params, Callable[[Params, Any], Any], Any, Any]:
     """Return parameters, forward pass, inputs and targets of an epoch."""
 
@@ -111,12 +121,12 @@ def _workload(
     if name != "cnn":
         raise ValueError(f"{name} has not been written in JAX")
     p = {"c0": _normal(rng, 16, 1, 3, 3), "c1": _normal(rng, 32, 16, 3, 3), "d0": jnp.zeros(16), "d1": jnp.zeros(32)}
-    return p | _dense(rng, 512, 10), _cnn, rows(64, 1, 16, 16), labels(64)
+    return p | _dense(rng, 512, 10), _plain_cnn if plain else _cnn, rows(64, 1, 16, 16), labels(64)
 
 
-def train(name: str, members: int, batches: int, epochs: int, orders: Orders) -> None:
-    """Train all members; ``orders`` is called after each epoch."""
-    params, forward, x, y = _workload(name, batches, np.random.default_rng(0))
+def train(name: str, members: int, batches: int, epochs: int, orders: Orders, *, plain: bool = False) -> None:
+    """Train all members; ``orders`` is called after each epoch. ``plain``: convolutions are written as such."""
+    params, forward, x, y = _workload(name, batches, np.random.default_rng(0), plain=plain)
     loss = _mse if name in ("tiny", "lstm") else _cross_entropy
     lambdas = jnp.logspace(-6, -2, members)
     tree = jax.tree_util.tree_map

@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TextIO
 
@@ -32,6 +33,8 @@ class Task:
     core: int | None = None  # None: all of them
     engine: str = "auto"
     native: bool = True  # False: torch's own kernels
+    tensors: bool = False  # whether compiled loops make tensors, as inductor writes them
+    plain: bool = False  # whether JAX's convolutions are written as such
     hook: bool = False  # whether there is one at the end of each epoch
     change: dict[str, Any] = field(default_factory=dict)  # fields of the Engine that would be taken
 
@@ -108,7 +111,7 @@ def jax(task: Task, orders: Orders) -> str:
     """Train all members at once with JAX."""
     from tests.benchmarks._jax_peers import train
 
-    train(task.workload, task.members, task.batches, task.epochs, orders)
+    train(task.workload, task.members, task.batches, task.epochs, orders, plain=task.plain)
     return ""
 
 
@@ -117,10 +120,13 @@ def l2path(task: Task, orders: Orders) -> str:
     import torch
 
     import l2path
+    from l2path import lowerings
     from l2path.path.driver import Driver
     from tests.benchmarks._processes import cores
     from tests.benchmarks._workloads import ALL
 
+    if task.tensors:
+        lowerings.compiling = nullcontext
     torch.set_num_threads(len(cores()))
     workload = ALL[task.workload]
     data = workload.data(task.batches)

@@ -13,7 +13,8 @@ run in fresh processes, and all but importing is timed.
 
 * loops: one process per core with one thread each, torch.optim with its fused implementation;
 * JAX: jit(scan(vmap(step))) over an epoch with donated state, in one process with all cores, and as one pinned process
-  per core with a part of the members each;
+  per core with a part of the members each; for a few members of the CNN also with convolutions that are written as
+  such, and not as columns and a product;
 * batch_train, with all cores: "vmap", "compiled", the same with torch's own kernels alone, and what "auto" takes.
 
 Results are kept in docs/benchmarks, from which docs/benchmarks.md is written.
@@ -38,6 +39,7 @@ LIMIT = 600.0  # seconds that an answer may take
 JOBS = (10**3, 10**4, 10**5)
 LONG = 60.0  # seconds: a loop that would take longer is not run to its end
 SIZES = (8, 32, 128)
+PLAIN = 8  # members: an epoch of JAX's own convolutions takes seconds for so many
 SCALE = (1, 4, 16, 64, 256, 1024, 4096)
 
 
@@ -55,6 +57,8 @@ def contenders(name: str, members: int) -> dict[str, list[Task]]:
     if name in WORKLOADS:  # there are no variations in JAX
         jax = replace(task, kind="jax")
         found |= {"JAX": [jax], "JAX per core": per_core(jax)}
+        if name == "cnn" and members <= PLAIN:
+            found[_report.CONVOLUTIONS] = [replace(jax, plain=True)]
     compiled = replace(task, engine="compiled")
     return found | {
         "vmap": [replace(task, engine="vmap")],
@@ -91,6 +95,7 @@ def switches(name: str, members: int) -> dict[str, list[Task]]:
     return {
         "all": [on],
         "without native kernels": [replace(on, native=False)],
+        "with tensors in its loops": [replace(on, tensors=True)],
         "one step per call": [replace(on, change={"steps": 1})],
         "with an on_epoch hook": [replace(on, hook=True)],
         "one worker": [replace(on, change={"workers": 1})],
