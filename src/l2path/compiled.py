@@ -8,7 +8,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +86,6 @@ class Compiled:
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
         self.members, self.busy, self.compiling = members, busy or threading.RLock(), compile_lock
-        self.native = native
         alone = given(step, native=native) if noisy else step
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, None, 0))
         self.each: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, 0, 0))  # on a batch of its own
@@ -122,7 +121,7 @@ class Compiled:
             Whatever torch says of a step that it cannot compile.
         """
         self._form = tree_structure(state)
-        with _without_noise(), lowerings.compiling() if self.native else nullcontext():
+        with _without_noise():
             found = self._call(state, block.stacked(0, len(block)), per_member)
         self._steps[block.shapes[0]] = len(block)
         return found

@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TextIO
 
@@ -120,13 +119,13 @@ def l2path(task: Task, orders: Orders) -> str:
     import torch
 
     import l2path
-    from l2path import lowerings
+    from l2path.lowerings import loops
     from l2path.path.driver import Driver
     from tests.benchmarks._processes import cores
     from tests.benchmarks._workloads import ALL
 
     if task.tensors:
-        lowerings.compiling = nullcontext
+        loops.without_tensors = lambda source: source
     torch.set_num_threads(len(cores()))
     workload = ALL[task.workload]
     data = workload.data(task.batches)

@@ -13,6 +13,6 @@ Start the build early, and ask for the options when it is time to compile::
 """
 
 from l2path.lowerings.native import Status, enabled, prepare, status
-from l2path.lowerings.options import compile_options, compiling
+from l2path.lowerings.options import compile_options
 
-__all__ = ["Status", "compile_options", "compiling", "enabled", "prepare", "status"]
+__all__ = ["Status", "compile_options", "enabled", "prepare", "status"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor import config
 from torch._inductor.codegen.common import device_codegens, init_backend_registration
 from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -45,7 +44,11 @@ class NativeKernels(CustomGraphPass):
 
 
 class WithoutTensors(CppWrapperCpu):
-    """Inductor's C++ wrapper, with loops that make no tensors; see :mod:`l2path.lowerings.loops`."""
+    """Inductor's C++ wrapper; where native kernels are put in, loops make no tensors.
+
+    Asked is the option that inductor's cache knows a program by, so that none is mistaken for another. What becomes of
+    loops: see :mod:`l2path.lowerings.loops`.
+    """
 
     def __init__(self) -> None:
         CppWrapperCpu.__init__(self)  # by its name: torch's types do not say what it returns
@@ -57,23 +60,20 @@ class WithoutTensors(CppWrapperCpu):
 
     def generate_before_suffix(self, result: IndentedBuffer) -> None:
         """End the program's function, which has been written by now."""
-        source = result.getvalue()
-        if (new := loops.without_tensors(source)) != source:
-            result.clear()
-            result.splice(new)
+        if isinstance(config.post_grad_custom_post_pass, NativeKernels):
+            source = result.getvalue()
+            if (new := loops.without_tensors(source)) != source:
+                result.clear()
+                result.splice(new)
         CppWrapperCpu.generate_before_suffix(self, result)
 
 
-@contextmanager
-def without_tensors() -> Iterator[None]:
-    """Let what is compiled meanwhile have loops that make no tensors, where the native kernels are there."""
+def install() -> None:
+    """Let inductor use this wrapper in the place of its own, which it is for everybody else's programs."""
     init_backend_registration()
-    before = device_codegens["cpu"]
-    device_codegens["cpu"] = changed(before, cpp_wrapper_codegen=WithoutTensors)
-    try:
-        yield
-    finally:
-        device_codegens["cpu"] = before
+    known = device_codegens["cpu"]
+    if known.cpp_wrapper_codegen is CppWrapperCpu:
+        device_codegens["cpu"] = changed(known, cpp_wrapper_codegen=WithoutTensors)
 
 
 class ByName(dict[str, list[str]]):
@@ -88,6 +88,7 @@ class ByName(dict[str, list[str]]):
 
 def options(library: Path) -> dict[str, Any]:
     """Return the options of inductor that put the native kernels in."""
+    install()
     return {
         "post_grad_custom_post_pass": NativeKernels(library),
         # With cpp_wrapper=True: call the C function, in place of a look-up by name each time.

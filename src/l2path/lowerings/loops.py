@@ -23,6 +23,7 @@ ALIGNED = 64  # bytes
 
 WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 _SCALARS = {"int64": "int64_t", "bool": "bool"}
+_DROPPED = ("nothing", "declared", "shared", "handed", "handed_viewed", "owner", "reset", "layout")  # of other values
 _OF_HANDLES = ("owner", "renamed", "viewed", "part", "reset", "layout")  # what stays where it is of a tensor
 
 
@@ -73,16 +74,16 @@ def without_tensors(source: str) -> str:
     """
     lines = source.split("\n")
     found = [i for i, line in enumerate(lines) if line.strip() == "while (1) {"]
-    if len(found) != 1:
+    entries = [i for i, line in enumerate(lines) if line.startswith(ENTRY)]
+    if len(found) != 1 or len(entries) != 1:
         return source
-    (start,) = found
+    (start,), (entry,) = found, entries
     indent = lines[start][: len(lines[start]) - len(lines[start].lstrip())]
     end = next(i for i in range(start, len(lines)) if lines[i] == f"{indent}}}")
     try:
         before, inside, after = _rewritten(list(read(lines[start + 1 : end])), arrays(lines[:start]))
     except (UnknownStatement, LookupError):  # an array that is written down elsewhere, say
         return source
-    entry = next(i for i, line in enumerate(lines) if line.startswith(ENTRY))
     lines[entry] = f"{HEADER.read_text(encoding='utf-8')}\n{lines[entry]}"
     parts = [lines[:start], _indented(before, indent), lines[start : start + 1], _indented(inside, indent + "    ")]
     parts += [lines[end : end + 1], _indented(after, indent), lines[end + 1 :]]
@@ -108,13 +109,13 @@ def _rewritten(body: Sequence[Statement], known: dict[str, list[int]]) -> tuple[
     size = _lay_out({id(v): v for v in loop.values.values() if v.carried is None}.values())
     carried = {v.carried: v for v in loop.values.values() if v.carried is not None}
     outer = dict.fromkeys(loop.aliases.values())
-    before = [f"l2path_loop::Arena loop_arena({size}L);"]
+    dtypes = sorted({value.dtype for value in loop.values.values()})
+    before = [f"const int32_t loop_{dtype} = aoti_torch_dtype_{dtype}();" for dtype in dtypes]
+    before += [f"l2path_loop::Arena loop_arena({size}L);"]
     before += [f"auto {name}_now = l2path_loop::local({name});" for name in outer]
     for name, value in carried.items():
-        before.append(
-            f"l2path_loop::Turns {name}_turns({value.nbytes // WIDTHS[value.dtype]}L, "
-            f"cached_torch_dtype_{value.dtype});"
-        )
+        elements = value.nbytes // WIDTHS[value.dtype]
+        before.append(f"l2path_loop::Turns {name}_turns({elements}L, loop_{value.dtype});")
     kept = [name for name, of in loop.handed.items() if of in loop.handles]
     before += [f"RAIIAtenTensorHandle {name}_kept;" for name in kept]
     inside = [line for at, statement in enumerate(body) for line in _written(loop, at, statement, body)]
@@ -177,8 +178,10 @@ def _note_handed(loop: Loop, statement: Statement) -> None:
             raise UnknownStatement(statement.text)
     elif name.endswith("_cond_result") and of in loop.values:
         loop.values[name] = loop.values[of]
-    else:
+    elif of in loop.values or of in loop.handles:
         loop.handed[name] = of
+    else:
+        raise UnknownStatement(statement.text)
 
 
 def _written(loop: Loop, at: int, statement: Statement, body: Sequence[Statement]) -> Iterator[str]:
@@ -220,12 +223,14 @@ def _written(loop: Loop, at: int, statement: Statement, body: Sequence[Statement
         yield f"auto& {name} = {of};"
     elif kind in ("array", "kernel", "named", "refused") or (kind in _OF_HANDLES and {name, of} & loop.handles):
         yield statement.text
+    elif kind not in _DROPPED:
+        raise UnknownStatement(statement.text)
 
 
 def _declared(value: Value, name: str, axes: str, sizes: str, strides: str) -> str:
     where = f"loop_arena.data + {value.offset}L" if value.carried is None else f"{value.carried}_turns.data()"
     width = WIDTHS[value.dtype]
-    return f"l2path_loop::Local {name}({where}, {axes}, {sizes}, {strides}, cached_torch_dtype_{value.dtype}, {width});"
+    return f"l2path_loop::Local {name}({where}, {axes}, {sizes}, {strides}, loop_{value.dtype}, {width});"
 
 
 def _in_views(loop: Loop, text: str) -> str:
@@ -235,6 +240,8 @@ def _in_views(loop: Loop, text: str) -> str:
         of = match[1]
         if of in loop.handles:
             return match[0]
+        if of not in loop.aliases and of not in loop.values:
+            raise UnknownStatement(match[0])
         return f"l2path_loop::view({', '.join(match.groups())})"
 
     def whole(match: re.Match[str]) -> str:

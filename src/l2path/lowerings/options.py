@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from l2path.lowerings import native
@@ -20,12 +19,3 @@ def compile_options() -> dict[str, Any]:
     from l2path.lowerings.inductor import options  # importing inductor takes a second
 
     return options(library)
-
-
-def compiling() -> AbstractContextManager[None]:
-    """Return a context in which what is compiled with these options has loops that make no tensors."""
-    if native.status().library is None:
-        return nullcontext()
-    from l2path.lowerings.inductor import without_tensors  # as above
-
-    return without_tensors()

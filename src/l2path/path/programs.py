@@ -13,7 +13,7 @@ import torch
 from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece, one_thread
-from l2path.engine import Engine, finite_members, run_steps, take
+from l2path.engine import Engine, run_steps, take
 from l2path.functional import forked_rng, seed_generators
 from l2path.order import step_seed
 from l2path.path.chunks import TOGETHER
@@ -27,7 +27,7 @@ CHUNK_COST = 0.2  # members: what a chunk of a program costs beside its members,
 LEAST_CHUNK_BYTES = 2**17  # of state and activations: below, what a step costs beside its kernels is most of it
 BUILD_SECONDS = 60.0  # to wait for native kernels, at most
 CHECKED = 4  # steps of a call: the third is the first that writes where an earlier one has written
-GROSS = 0.5  # of what the steps of a call change together: how far from the vmapped ones it must not end
+WHOLE = 2  # steps: a call of no more is compared as a whole
 JOINED_BYTES = 2**26  # of the batches of members that do a step together, each with its own
 
 
@@ -115,23 +115,19 @@ def _right(
 ) -> bool:
     """Whether a compiled call agrees with a module's vmapped steps.
 
-    Of all members the metrics of the first steps, and the state if there are no more. In many steps rounding may grow:
-    of two members it is looked at whether the call ends about where the vmapped steps end, and not elsewhere.
+    In the metrics of its first steps, in the state of all members where it has one or two, and in the number of steps
+    that it has counted: in many of them rounding grows, beyond all bounds where a learning rate is large.
     """
     state, extra = job.sample(module, members)
-    few, two = Block(block.batches[:CHECKED]), torch.arange(min(2, members), device=job.device)
-    before, step = take(state, two), job.steps[module].batched
+    few = Block(block.batches[:CHECKED])
     with forked_rng(job.device):
-        want = run_steps("vmap", step, state, few, extra, partial(_seeded, job.device))
-        last, _ = run_steps("vmap", step, before, block, take(extra, two), partial(_seeded, job.device))
+        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(_seeded, job.device))
         given = block if noise is None else noise.beside(block, 0, 0)
     with one_thread():
         got = call(state, given, extra)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
-    pairs += [(got[0], want[0])] if len(few) == len(block) else []
-    if not all(agree(a, b, _tolerance(want)) for a, b in pairs):
-        return False
-    return not finite_members(last).all() or agree(_change(take(got[0], two), before), _change(last, before), GROSS)
+    pairs += [(got[0], want[0])] if len(block) <= WHOLE else []
+    return bool((got[0].step == state.step + len(block)).all()) and all(agree(a, b, _tolerance(want)) for a, b in pairs)
 
 
 def _sampled(job: Job, module: int, count: int) -> Block:
@@ -140,10 +136,10 @@ def _sampled(job: Job, module: int, count: int) -> Block:
     try:
         other = _other_rows(job.batch)
         with forked_rng(job.device):
-            _, metrics = run_steps(
+            found = run_steps(
                 "vmap", job.steps[module].batched, state, Block([other]), extra, partial(_seeded, job.device)
             )
-        usable = bool(finite_members(map_tensors(lambda m: m.T, metrics)).all())
+        usable = all(bool(x.isfinite().all()) for x in tensor_leaves((found[0].params, found[1])))
     except Exception:  # of a module to which they are no batch
         usable = False
     return Block([other if usable and t % 2 else job.batch for t in range(count)])
@@ -152,11 +148,6 @@ def _sampled(job: Job, module: int, count: int) -> Block:
 def _other_rows(batch: Batch) -> Batch:
     """Return a batch of the same shape with another loss: each row of a half two times."""
     return map_tensors(lambda x: x[torch.arange(len(x), device=x.device) // 2], batch)
-
-
-def _change(new: Tree, old: Tree) -> Tree:
-    """Return what steps change: beside the parameters themselves a wrong step is nothing."""
-    return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
 
 
 def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> bool:
@@ -180,9 +171,14 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         found, metrics = program.run_each(state, given, [1, 1], extra, Piece(0, 1, calls=False))
     except Exception:  # of vmap, to which a batch of each member's own is something else
         return False
+
+    def change(new: Tree, old: Tree) -> Tree:
+        return tree_map(lambda a, b: a - b if a.is_floating_point() else a, new, old)
+
     for c, (new, told) in zip(rows, want, strict=True):
+        # What a step changes: beside the parameters themselves a wrong step is nothing.
         before = take(state, c)
-        got, right = _change(take(found, c), before), _change(new, before)
+        got, right = change(take(found, c), before), change(new, before)
         if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
             return False
     return True
