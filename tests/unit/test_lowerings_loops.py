@@ -96,6 +96,7 @@ VIEW = "wrap_with_raii_handle_if_needed(reinterpret_tensor_wrapper(body_buf0, 2,
         (f"auto body_buf1 = {VIEW.format('2L')}; body_buf0.reset();  // reuse", "body_buf1"),  # begins elsewhere
         ("buf1 = std::move(body_buf0);", "body_buf0"),  # one value in two places
         ("buf1 = std::move(body_arg1);", "body_buf0"),  # changes places
+        ("RAIIAtenTensorHandle made(made_handle);\nbuf1 = std::move(made);", "made"),  # one tensor in two places
         ("buf1 = std::move(constant0);", "body_buf0"),  # comes from elsewhere
         (f"auto body_buf1 = {VIEW.format('0L').replace('body_buf0', 'constant0')};  // alias", "body_buf0"),
         (f"{CHECK}(aoti_torch_empty_strided(1, int_array_9, int_array_9, {EMPTY.format('body_buf1')}", "body_buf0"),

@@ -73,10 +73,10 @@ inline Local view(const Local& x, int64_t dimensions, const int64_t* sizes, cons
   return {x.data + offset * x.width, dimensions, sizes, strides, x.dtype, x.width};
 }
 
-inline RAIIAtenTensorHandle allocate(int64_t bytes) {
+inline RAIIAtenTensorHandle allocate(int64_t elements, int32_t dtype) {
   const int64_t one = 1;
   AtenTensorHandle made;
-  check(aoti_torch_empty_strided(1, &bytes, &one, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0, &made));
+  check(aoti_torch_empty_strided(1, &elements, &one, dtype, aoti_torch_device_type_cpu(), 0, &made));
   return RAIIAtenTensorHandle(made);
 }
 
@@ -85,7 +85,8 @@ struct Arena {
   RAIIAtenTensorHandle owned;
   char* data;
 
-  explicit Arena(int64_t bytes) : owned(allocate(bytes)), data(static_cast<char*>(owned.data_ptr())) {}
+  explicit Arena(int64_t bytes)
+      : owned(allocate(bytes, aoti_torch_dtype_uint8())), data(static_cast<char*>(owned.data_ptr())) {}
 };
 
 // Memory for what a step hands to the next one: two places, which take turns.
@@ -96,11 +97,8 @@ struct Turns {
   bool used = false;
 
   Turns(int64_t elements, int32_t dtype) {
-    const int64_t one = 1;
     for (int i = 0; i < 2; i++) {
-      AtenTensorHandle made;
-      check(aoti_torch_empty_strided(1, &elements, &one, dtype, aoti_torch_device_type_cpu(), 0, &made));
-      owned[i] = RAIIAtenTensorHandle(made);
+      owned[i] = allocate(elements, dtype);
       places[i] = static_cast<char*>(owned[i].data_ptr());
     }
   }

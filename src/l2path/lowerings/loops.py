@@ -101,10 +101,10 @@ def _rewritten(body: Sequence[Statement], known: dict[str, list[int]]) -> tuple[
     for at, statement in enumerate(body):
         _note(loop, at, statement, body)
     for name, of in loop.handed.items():
-        if of in loop.values:
-            value = loop.values[of]
-            if value.carried is not None or of in loop.parts:
-                raise UnknownStatement(f"{of} is handed on with others")
+        value = loop.values.get(of)
+        if list(loop.handed.values()).count(of) > 1 or of in loop.parts or (value and value.carried):
+            raise UnknownStatement(f"{of} is handed on with others")
+        if value is not None:
             value.carried = name
     size = _lay_out({id(v): v for v in loop.values.values() if v.carried is None}.values())
     carried = {v.carried: v for v in loop.values.values() if v.carried is not None}
@@ -295,17 +295,21 @@ def _lay_out(values: Iterable[Value]) -> int:
     placed: list[Value] = []
     size = ALIGNED
     for value in sorted(values, key=lambda v: v.first):
-        need = -(-value.nbytes // ALIGNED) * ALIGNED
+        need = _aligned(value.nbytes)
         live = sorted((v for v in placed if v.last >= value.first), key=lambda v: v.offset)
         at = 0
         for other in live:
             if at + need <= other.offset:
                 break
-            at = max(at, other.offset + -(-other.nbytes // ALIGNED) * ALIGNED)
+            at = max(at, other.offset + _aligned(other.nbytes))
         value.offset = at
         placed.append(value)
         size = max(size, at + need)
     return size
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNED) * ALIGNED
 
 
 def digest() -> str:

@@ -23,7 +23,7 @@ _PATTERNS = {
     "empty": rf"{_CHECK}\(aoti_torch_empty_strided\((?P<axes>\d+), (?P<sizes>\w+), (?P<strides>\w+), "
     r"cached_torch_dtype_(?P<dtype>\w+), cached_torch_device_type_cpu, 0, &(?P<name>\w+)_handle\)\);",
     "product": rf"{_CHECK}\(aoti_torch_cpu_tiled_b?mm\((?P<operands>.*), &(?P<name>\w+)_handle\)\);",
-    "operation": rf"{_CHECK}\(aoti_torch_cpu_(?P<call>(?:{'|'.join(_OPERATIONS)})\(.*\))\);",
+    "operation": rf"{_CHECK}\(aoti_torch_cpu_(?:{'|'.join(_OPERATIONS)})\(.*\)\);",
     "kernel": r"cpp_fused_\w+\(.*\);",
     "reset": rf"(?P<name>{NAME})\.reset\(\);",
     "renamed": rf"auto (?P<name>\w+) = std::move\((?P<of>{NAME})\);  // reuse",
@@ -35,7 +35,7 @@ _PATTERNS = {
     "layout": rf"assert_size_stride\((?P<name>{NAME}), (?P<sizes>\{{[\dL, ]*\}}), "
     r"(?P<strides>\{[\dL, ]*\}), .*\);",
     "number": rf"{_CHECK}\(aoti_torch_item_(?P<type>\w+)\((?P<of>{NAME}), &(?P<name>\w+)\)\);",
-    "declared": r"int64_t (?P<name>\w+)_raw;",
+    "declared": r"int64_t \w+_raw;",
     "named": r"auto \w+ = \w+_raw;",
     "refused": r"if \(!\(?.*\)?\) (break;|\{ throw .*\})",
 }
