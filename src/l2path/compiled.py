@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import threading
-import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
@@ -16,29 +12,14 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from l2path import lowerings
-from l2path.blocks import ALIGNED, Block
+from l2path.blocks import Block
+from l2path.compiling import as_allocated, compiled, lowering, owned, without_noise
 from l2path.functional import Given, vmap
-from l2path.functional.lowered import Lowered
-from l2path.lowerings import convolution, convolutions, pooling
-from l2path.lowerings.randomness import without_random_numbers
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
 # A chunk of a compiled program works best where its state and activations stay in the caches of one core.
 COMPILED_CHUNK_BYTES = 2**22
-_NUMBERS = itertools.count()
-OPTIONS: dict[str, dict[str, Any]] = {
-    # A C++ wrapper leaves Python while it runs, so that threads work side by side; each of them on one core. Compiled
-    # apart from the kernels, and without asking the compiler for every instruction set that the processor has, it takes
-    # half of the time. (A compiler that does not know one fails, and then nothing is compiled.)
-    "cpu": {
-        "cpp_wrapper": True,
-        "cpp.threads": 1,
-        "cpp_wrapper_build_separate": True,
-        "cpp.vec_isa_ok": True,
-    },
-}
 
 
 class Piece(NamedTuple):
@@ -91,9 +72,6 @@ class Compiled:
         self.each: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, 0, 0))  # on a batch of its own
         self.joins = False  # whether that may be used
         traced = self.vmapped if noisy else lowering(self.vmapped, native=native)
-        if native:
-            for kernels in (convolution, convolutions, pooling):
-                kernels.allow_in_compiled()
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
             def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -101,14 +79,12 @@ class Compiled:
                 # What the step enters are modes, which are a side effect in a loop; around it they would not reach in.
                 state, metrics = unchecked(traced, *parts)
                 # A loop wants results that share no memory with what it was given.
-                return [_owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
+                return [owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
 
             found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
             return found
 
-        options = OPTIONS.get(device.type, {}) | without_random_numbers() | {"guard_filter_fn": worth_a_guard}
-        options |= lowerings.compile_options() if native else {}
-        self._program = torch.compile(_own_code(block), fullgraph=True, dynamic=False, options=options)
+        self._program = compiled(block, device, native=native)
         self._form: Any = None  # of a state
         self._steps: dict[tuple[Any, ...], int] = {}  # that a call does, by the shape of a batch
 
@@ -121,7 +97,7 @@ class Compiled:
             Whatever torch says of a step that it cannot compile.
         """
         self._form = tree_structure(state)
-        with _without_noise():
+        with without_noise():
             found = self._call(state, block.stacked(0, len(block)), per_member)
         self._steps[block.shapes[0]] = len(block)
         return found
@@ -218,7 +194,7 @@ class Compiled:
         return max(self._steps.values(), default=1)
 
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
-        leaves = [x if _as_allocated(x) else _owned(x) for x in tree_leaves(state)]
+        leaves = [x if as_allocated(x) else owned(x) for x in tree_leaves(state)]
         leaves, metrics = self._program(leaves, batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
 
@@ -226,20 +202,6 @@ class Compiled:
 def joined_in_time(history: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Return metrics ``[T, C]`` of consecutive steps as one of each kind."""
     return list(history[0]) if len(history) == 1 else [torch.cat(m) for m in zip(*history, strict=True)]
-
-
-# Torch's own modules and this package's, as guards name them; and what is inside of parameters and buffers.
-_OURS = re.compile(r"__import_(torch|l2path)(_dot_|')|__import__\('(torch|collections)'\)|\._(parameters|buffers)\[")
-
-
-def worth_a_guard(entries: Sequence[Any]) -> list[bool]:
-    """Say which of a program's guards are evaluated at each call; torch compiles anew where one of them fails.
-
-    Not those on a module's parameters and buffers: a program is handed all of them, and another thread that does a
-    step outside of a program has its own in their place meanwhile. Nor those on torch and this package themselves,
-    which are most of a thousand and more. Those on the caller's own objects stay.
-    """
-    return [not _OURS.search(entry.name) for entry in entries]
 
 
 def given(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Callable[[Tree, Batch, Tree], Any]:
@@ -256,56 +218,7 @@ def given(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Callable
     return run
 
 
-def lowering(step: Callable[[Tree, Batch, Tree], Any], *, native: bool) -> Callable[[Tree, Batch, Tree], Any]:
-    """Return a step whose convolutions and attention are products; :func:`given` does that as well."""
-
-    def run(state: Tree, batch: Batch, per_member: Tree) -> Any:
-        with Lowered(native=native):
-            return step(state, batch, per_member)
-
-    return run
-
-
 def _repeated(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
     return torch.cat([x.expand(n, *x.shape) for x, n in zip(leaves, sizes, strict=True)])
-
-
-def _as_allocated(x: Tensor) -> bool:
-    """Whether a tensor lies in memory as one of its own would; anything else is another program to the compiler."""
-    n = 1
-    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        if stride != n:
-            return False
-        n *= max(1, size)
-    return x.data_ptr() % ALIGNED == 0
-
-
-def _owned(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def _own_code(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with a code object of its own: torch counts recompilations by code object, process-wide."""
-    code = call.__code__.replace(co_name=f"block_{next(_NUMBERS)}")
-    return types.FunctionType(code, call.__globals__, code.co_name, call.__defaults__, call.__closure__)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Give torch one thread: what compiled programs are made for, several of them run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Keep warnings of the compiler about itself away."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -55,6 +55,8 @@ class Engine:
         Whether native kernels take part, where they are faster on this machine; compiled only.
     partial : bool
         Whether smaller last batches of an epoch have programs of their own, or go on vmapped; compiled only.
+    outputs : bool
+        Whether the outputs that members are scored on have a program of their own; compiled only.
     """
 
     kind: Kind
@@ -64,6 +66,7 @@ class Engine:
     steps: int = 1
     native: bool = False
     partial: bool = True
+    outputs: bool = False
 
     def __repr__(self) -> str:
         shown = [f"kind={self.kind!r}", f"member_chunk={self.member_chunk}", f"reason={self.reason!r}"]
@@ -72,6 +75,7 @@ class Engine:
             f"steps={self.steps}",
             f"native={self.native}",
             f"partial={self.partial}",
+            f"outputs={self.outputs}",
         ] * (self.kind == "compiled")
         return f"Engine({', '.join(shown)})"
 

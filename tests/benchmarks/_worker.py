@@ -92,6 +92,7 @@ def loops(task: Task, orders: Orders) -> str:
     workload = ALL[task.workload]
     x, y = workload.data(task.batches)
     batches = list(zip(x.split(workload.batch), y.split(workload.batch), strict=True))
+    validation = workload.validation(task.batches)
     orders.wait()
     for k in range(task.members):
         module, loss = workload.module(), workload.loss
@@ -101,6 +102,11 @@ def loops(task: Task, orders: Orders) -> str:
                 optimizer.zero_grad()
                 loss(module(inputs), targets).backward()
                 optimizer.step()
+            if validation is not None:
+                module.eval()
+                with torch.no_grad():
+                    loss(module(validation[0]), validation[1]).item()
+                module.train()
             if not orders(len(batches)):
                 return ""
     return ""
@@ -128,14 +134,14 @@ def l2path(task: Task, orders: Orders) -> str:
         loops.without_tensors = lambda source: source
     torch.set_num_threads(len(cores()))
     workload = ALL[task.workload]
-    data = workload.data(task.batches)
+    data, validation = workload.data(task.batches), workload.validation(task.batches)
     orders.wait()
 
     def train(engine: Any, epochs: int) -> l2path.PathResult:
         return l2path.batch_train(
             workload.module(), data, loss_fn=workload.loss, optimizer=workload.ours(), epochs=epochs, engine=engine,
             lambdas=torch.logspace(-2, -6, task.members), batch_size=workload.batch, progress=False,
-            on_epoch=(lambda _: None) if task.hook else None,
+            on_epoch=(lambda _: None) if task.hook else None, validation=validation,
         )  # fmt: skip
 
     engine: Any = task.engine

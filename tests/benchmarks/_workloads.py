@@ -23,6 +23,7 @@ class Workload(NamedTuple):
     batches: int = 64  # in an epoch: fewer where they are slow, so that a round of measurements stays short
     adam: bool = False  # else SGD with momentum
     dtype: torch.dtype = torch.float32
+    scored: bool = False  # whether members are scored after each epoch, on a fifth as many rows as they are trained on
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -42,6 +43,14 @@ class Workload(NamedTuple):
         if self.classes:
             return inputs, torch.randint(0, self.classes, (n,), generator=generator)
         return inputs, torch.randn(n, 1, generator=generator, dtype=self.dtype)
+
+    def validation(self, batches: int) -> tuple[Tensor, Tensor] | None:
+        """Return what members are scored on, beside so many batches of training; None for nothing."""
+        if not self.scored:
+            return None
+        inputs, targets = self.data(batches)
+        n = len(inputs) // 5
+        return inputs[:n].clone(), targets[:n].clone()
 
     def ours(self) -> l2path.Optimizer:
         """Return the optimizer of l2path."""
@@ -110,13 +119,14 @@ def cnn(norm: bool = False) -> nn.Module:
 
 _MLP = Workload(mlp, (64,), 10, 128)
 _CNN = Workload(cnn, (1, 16, 16), 10, 64, batches=16)
+_TFM = Workload(Encoder, (16, 64), 10, 32, batches=16)
 _LSTM = Workload(lambda: Forecaster(nn.LSTM), (24, 4), 0, 32, batches=16)
 
 WORKLOADS = {
     "tiny": Workload(tiny, (13,), 0, 32),
     "mlp": _MLP,
     "lstm": _LSTM,
-    "tfm": Workload(Encoder, (16, 64), 10, 32, batches=16),
+    "tfm": _TFM,
     "cnn": _CNN,
 }
 VARIATIONS = {
@@ -127,6 +137,7 @@ VARIATIONS = {
     "mlp-dropout": _MLP._replace(make=lambda: mlp(0.1)),
     "gru": _LSTM._replace(make=lambda: Forecaster(nn.GRU)),
     "cnn-bn": _CNN._replace(make=lambda: cnn(norm=True)),
+    **{f"{name}-scored": workload._replace(scored=True) for name, workload in WORKLOADS.items()},
 }
 ALL = WORKLOADS | VARIATIONS
 SAID = {
@@ -142,4 +153,5 @@ SAID = {
     "mlp-dropout": "mlp with dropout",
     "gru": "lstm with a GRU in its place",
     "cnn-bn": "cnn with BatchNorm",
+    **{f"{name}-scored": f"{name}, scored after each epoch on a fifth as many rows" for name in WORKLOADS},
 }

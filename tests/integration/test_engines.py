@@ -20,12 +20,14 @@ from l2path.compiled import Compiled
 from l2path.engine import Engine
 from l2path.lowerings import randomness
 from l2path.path import tuning
-from l2path.path.programs import compiled_chunk
+from l2path.path.job import Job
+from l2path.path.programs import Programs, compiled_chunk
 from l2path.path.workers import Workers
 from tests.helpers import assert_trees_close
 from tests.models import classes
 
 RTOL = 1e-10
+NONE: Any = Programs(None)  # type: ignore[arg-type]  # stands for those of a module
 TRAIN, VAL = classes(50, seed=1), classes(40, seed=2)
 pytestmark = pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
 
@@ -346,7 +348,7 @@ def test_an_engine_that_is_passed_in_has_its_native_kernels(monkeypatch: pytest.
         return False
 
     monkeypatch.setattr(tuning, "native_kernels", without)
-    monkeypatch.setattr(tuning, "compile_all", lambda engine, job: (replace(engine, kind="vmap"), {}))
+    monkeypatch.setattr(tuning, "compile_all", lambda engine, job, measured: (replace(engine, kind="vmap"), {}))
     result = train(engine=Engine("compiled", 5, native=True), epochs=1)
     assert asked == ["cpu"]
     assert not result.engine.native  # there are none: it says so
@@ -421,6 +423,10 @@ def test_what_torch_cannot_compile_is_said() -> None:
         train(module=Odd(), engine="compiled")
 
 
+def without_compiling(engine: Engine, job: Job, measured: bool) -> tuple[Engine, dict[int, Programs]]:
+    return replace(engine, workers=1), dict.fromkeys(job.steps, NONE)
+
+
 # What "auto" decides from what it measures: seconds of a chunk-step of 5 members, of one looped, of 3 compiled.
 @pytest.mark.parametrize(
     ("vmapped", "looped", "fast", "epochs", "kind", "asked"),
@@ -446,7 +452,9 @@ def test_auto_takes_what_is_fastest(
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(
-        tuning, "compile_all", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps))
+        tuning,
+        "compile_all",
+        lambda engine, job, measured: (replace(engine, workers=1), dict.fromkeys(job.steps, NONE)),
     )
     result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2))
     assert timed == asked
@@ -486,12 +494,14 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     def seconds(kind: str, *_: Any) -> float:
         timed.append(kind)
-        return {"vmap": 0.09, "loop": 9.0, "compiled": 1e-3}[kind]
+        return {"vmap": 0.02, "loop": 9.0, "compiled": 1e-3}[kind]
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(tuning, "native_kernels", lambda _: False)
     monkeypatch.setattr(
-        tuning, "compile_all", lambda engine, job: (replace(engine, workers=1), dict.fromkeys(job.steps))
+        tuning,
+        "compile_all",
+        lambda engine, job, measured: (replace(engine, workers=1), dict.fromkeys(job.steps, NONE)),
     )
 
     def kind(epochs: int, **changes: Any) -> tuple[str, list[str]]:
@@ -499,13 +509,14 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
         result = train(epochs=epochs, on_epoch=lambda event: event.active & (event.epoch < 2), **changes)
         return result.engine.kind, timed.copy()
 
-    assert kind(50) == ("vmap", ["vmap", "loop"])  # 200 chunk-steps, 18 s
+    assert kind(50) == ("vmap", ["vmap", "loop"])  # 200 chunk-steps, 4 s
     assert kind(50) == ("vmap", [])
     assert kind(600) == ("compiled", ["compiled"])
-    # Compiling took no time: now it is known to pay in a shorter job.
+    # Compiling took no time: now it is known to pay in a shorter job, and to take others half as long as elsewhere.
     assert kind(50) == ("compiled", ["compiled"])
     assert kind(50, optimizer=l2path.adam(lr=0.1)) == ("vmap", ["vmap", "loop"])
     assert kind(50, batch_size=15) == ("vmap", ["vmap", "loop"])
+    assert kind(150, batch_size=12) == ("compiled", ["vmap", "loop", "compiled"])  # 750 chunk-steps, 15 s
     (tmp_path / "l2path" / "steps.json").write_text("{ no JSON")
     assert kind(50) == ("vmap", ["vmap", "loop"])
     monkeypatch.setenv("L2PATH_REMEMBER", "0")
@@ -513,7 +524,7 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(tuning, "_seconds", lambda *_: 1.0)

@@ -15,6 +15,7 @@ from l2path.compiled import Compiled
 from l2path.data import Source
 from l2path.engine import Step, take
 from l2path.functional import Functional
+from l2path.outputs import CompiledOutputs
 from l2path.path.evaluation import Validation
 from l2path.path.noise import Noise
 from l2path.training import TrainState, averaged_params
@@ -34,6 +35,7 @@ class Group:
     validation: Validation | None = None
     monitor: Validation | None = None  # what early stopping looks at, where that is other data
     compiled: Compiled | None = None
+    outputs: CompiledOutputs | None = None  # that members are scored on
     noise: Noise | None = None  # what steps draw, where compiled programs are given it
     loop_step: Step | None = None  # to go on with if the batched step fails later on
     step: int = 0
@@ -104,22 +106,32 @@ class Chunk:
 
 
 TOGETHER = 8  # chunks, at most
+SCORED_BYTES = 2**25  # that members which are scored together take at most, about: what caches hold
 
 
-def together(chunks: Sequence[Chunk], *, scored: bool = False) -> list[list[Chunk]]:
+def together(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     """Put chunks of one group together for what compiled programs do not do: vmapped, a few are soonest done as one.
 
-    A chunk of one member is a large one, or the only one there is. What is ``scored`` may be of several groups.
+    A chunk of one member is a large one, or the only one there is.
     """
-    found: dict[object, list[Chunk]] = {}
+    count = TOGETHER if any(len(chunk.members) > 1 for chunk in chunks) else 1
+    return [list(chunks[start : start + count]) for start in range(0, len(chunks), count)]
+
+
+def scored_together(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Put chunks together that are scored as one: of one group, or of several that may be."""
+    sets: list[list[Chunk]] = []
+    last: dict[object, tuple[list[Chunk], int]] = {}
     for chunk in chunks:
         group = chunk.group
-        key = group.scoring if scored and group.scoring is not None else id(group)
-        found.setdefault(key, []).append(chunk)
-    sets = []
-    for own in found.values():
-        count = TOGETHER if any(len(chunk.members) > 1 for chunk in own) else 1
-        sets += [own[start : start + count] for start in range(0, len(own), count)]
+        key = id(group) if group.scoring is None else group.scoring
+        takes = len(chunk.members) * (group.validation.member_bytes if group.validation else 1)
+        own, taken = last.get(key, ([], SCORED_BYTES))
+        if taken + takes > SCORED_BYTES:
+            own, taken = [], 0
+            sets.append(own)
+        own.append(chunk)
+        last[key] = own, taken + takes
     return sets
 
 

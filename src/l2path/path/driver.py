@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.compiled import one_thread
+from l2path.compiling import one_thread
 from l2path.engine import Engine, EvalKind, as_array, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
@@ -240,7 +240,7 @@ class Driver:
             self.workers.drop()
         if self.engine.kind == "compiled":
             for group in self.groups:
-                group.compiled = None
+                group.compiled = group.outputs = None
             self.engine = Engine("vmap", self.engine.member_chunk, f"the compiled program failed {reason}")
             return
         for group in self.groups:
@@ -302,7 +302,9 @@ class Driver:
     def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
         table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
-        self.scorer.add(table, self.chunks, self.members, several=self.engine.kind == "compiled")
+        ahead = self.workers is not None and self.workers.next is not None
+        with self._threads() if ahead else nullcontext():  # else nobody needs the other cores
+            self.scorer.add(table, self.chunks, self.members, several=self.engine.kind == "compiled")
         self.record.append(table)
         for k in np.flatnonzero(self.roster.active):
             self.record.epochs[k] = self.epoch + 1

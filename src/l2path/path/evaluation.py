@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -84,6 +85,7 @@ class Validation:
     loss_fn: LossFn | FullLoss
     metrics: dict[str, Metric]
     batched: bool = False  # whether the loss of many members' outputs can be vmapped
+    member_bytes: int = 1  # that one member takes at most during a batch, about
     peaks: dict[Any, int] = field(default_factory=dict, compare=False, repr=False)  # bytes of a loss, by shapes
 
     @property
@@ -107,16 +109,19 @@ def validation_batches(source: Source) -> Iterator[Batch]:
         )
 
 
-def outputs_of(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, seed: int) -> tuple[Tree, Tree]:
-    """Return the outputs ``[C, N, ...]`` of a chunk in eval mode, and the targets ``[N, ...]``."""
+def outputs_of(call: Callable[[Any, int, int], Tree], val: Validation, seed: int) -> tuple[Tree, Tree]:
+    """Return the outputs ``[C, N, ...]`` of a chunk in eval mode, and the targets ``[N, ...]``.
+
+    ``call(inputs, rows, seed)`` returns those of one batch, see :func:`forward`.
+    """
     outputs, targets, rows = [], [], []
     with torch.no_grad():
         for step, batch in enumerate(validation_batches(val.source)):
             inputs, target = split_batch(batch, val.loss_fn)
             with noted(f"batch {step} of the validation data", batch):
-                outputs.append(forward(kind, fn, state, inputs, step_seed(seed, step)))
+                rows.append(batch_rows(batch))
+                outputs.append(call(inputs, rows[-1], step_seed(seed, step)))
             targets.append(target)
-            rows.append(batch_rows(batch))
     return concatenate(outputs, rows, member_axis=True), concatenate(targets, rows, member_axis=False)
 
 
@@ -180,29 +185,42 @@ def whole_batch(
     return found
 
 
-def score(kind: EvalKind, fn: Functional, state: TrainState, val: Validation, seed: int) -> dict[str, Tensor]:
+def score(
+    kind: EvalKind,
+    fn: Functional,
+    state: Callable[[], TrainState],
+    val: Validation,
+    seed: int,
+    outputs: Callable[[Any, int, int], Tree],
+    undisturbed: AbstractContextManager[object],
+) -> dict[str, Tensor]:
     """Return ``[C]`` float64 scores of a chunk by name.
+
+    ``outputs`` are those of :func:`outputs_of`; ``undisturbed`` is held while the loss and metrics are called.
 
     The loss is the loss of all rows at once; with ``model_loss`` and ``full_loss`` it is the row-weighted mean over the
     batches. Random masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.
     """
     prepare = partial(seed_generators, fn.device, step_seed(seed, 0))
     if not isinstance(val.loss_fn, (FullLoss, ModelLoss)):
-        return scores_of_outputs(*outputs_of(kind, fn, state, val, seed), val, prepare)
-    losses, outputs, batches, rows = [], [], [], []
-    for step, batch in enumerate(validation_batches(val.source)):
-        with noted(f"batch {step} of the validation data", batch):
-            loss, returned = whole_batch(kind, fn, state, val, batch, step_seed(seed, step))
-        losses.append(loss.double())
-        rows.append(batch_rows(batch))
-        if val.metrics:
-            outputs.append(returned)
-            batches.append(batch)
-    mean = {"val_loss": concatenate(losses, rows, member_axis=True)}
-    if not val.metrics:
-        return mean
-    joined = concatenate(outputs, rows, member_axis=True), concatenate(batches, rows, member_axis=False)
-    return scores_of_outputs(*joined, val, prepare) | mean
+        found = outputs_of(outputs, val, seed)
+        with undisturbed:
+            return scores_of_outputs(*found, val, prepare)
+    losses, trees, batches, rows = [], [], [], []
+    with undisturbed:
+        for step, batch in enumerate(validation_batches(val.source)):
+            with noted(f"batch {step} of the validation data", batch):
+                loss, returned = whole_batch(kind, fn, state(), val, batch, step_seed(seed, step))
+            losses.append(loss.double())
+            rows.append(batch_rows(batch))
+            if val.metrics:
+                trees.append(returned)
+                batches.append(batch)
+        mean = {"val_loss": concatenate(losses, rows, member_axis=True)}
+        if not val.metrics:
+            return mean
+        joined = concatenate(trees, rows, member_axis=True), concatenate(batches, rows, member_axis=False)
+        return scores_of_outputs(*joined, val, prepare) | mean
 
 
 def copied(*trees: Tree) -> tuple[Tree, ...]:

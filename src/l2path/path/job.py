@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 
+from l2path.blocks import Block
 from l2path.data import Source
-from l2path.engine import Step
+from l2path.engine import Step, run_steps
+from l2path.functional import forked_rng
+from l2path.memory import operations
+from l2path.outputs import Parts
 from l2path.types import Batch, Tree
 
 
@@ -20,6 +25,42 @@ class Steps(NamedTuple):
     batched: Step
     looped: Step
     traced: Step
+
+
+class Outputs(NamedTuple):
+    """What members are scored on after an epoch, as far as it can be a program.
+
+    Attributes
+    ----------
+    calls : dict of int to callable
+        Of one member, by module, to be compiled: ``((params, buffers), inputs) -> outputs``.
+    eager : callable
+        ``(module, (params, buffers)) -> outputs`` of many members without a program.
+    parts : callable
+        ``(module, members) -> (params, buffers)`` of members that differ.
+    inputs : tree
+        Of the first validation batch.
+    rows : int
+        In that batch.
+    most : int
+        Rows in any batch, at most.
+    row_bytes : int
+        What one member takes for a row, about.
+    members : int
+        All of them.
+    member_rows : int
+        Rows that all members together are scored on in an epoch.
+    """
+
+    calls: Mapping[int, Callable[[Parts, Any], Tree]]
+    eager: Callable[[int, Parts], Tree]
+    parts: Callable[[int, int], Parts]
+    inputs: Any
+    rows: int
+    most: int
+    row_bytes: int
+    members: int
+    member_rows: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,8 @@ class Job:
         Whether a step draws random numbers.
     alike : bool
         Whether all modules are alike but for their parameters and buffers, as far as can be told.
+    outputs : Outputs, optional
+        What members are scored on, where that can be a program.
     what : str
         What the seconds of a step depend on: the module, the shapes of parameters and batches, the optimizer.
     """
@@ -59,6 +102,7 @@ class Job:
     device: torch.device
     draws: bool
     alike: bool = False
+    outputs: Outputs | None = None
     what: str = ""
 
     @property
@@ -66,6 +110,16 @@ class Job:
         """Steps of single members in all; 0 where nobody knows how long the data are."""
         per_epoch = [math.ceil(s.rows / s.batch_size) if s.rows and s.batch_size else 0 for s in self.sources]
         return float(self.epochs * sum(n * m for n, m in zip(per_epoch, self.groups, strict=True)))
+
+    @cached_property
+    def operations(self) -> int:
+        """How many operations one step to be compiled consists of."""
+        module = next(iter(self.steps))
+        state, extra = self.sample(module, 2)
+        with forked_rng(self.device):
+            return operations(
+                lambda: run_steps("vmap", self.steps[module].traced, state, Block([self.batch]), extra, lambda _: None)
+            )
 
     @property
     def remainders(self) -> list[int]:

@@ -112,19 +112,19 @@ def step_bytes(fn: Functional, loss: DataLoss, batch: Batch) -> int:
     return peak_bytes(lambda: grad_with_autograd(lambda p: loss(p, fn.buffers, batch), fn.params))
 
 
-def evaluation_rows(eval_fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> int:
-    """Return how many validation rows to look at together: as many as keep one member's outputs modest in memory.
+def evaluation_rows(eval_fn: Functional, loss_fn: LossFn | FullLoss, batch: Batch) -> tuple[int, int]:
+    """Return how many validation rows to look at together, and the bytes that a row takes one member at most.
 
-    At least those of a training batch, and a function of the model and this batch alone: how rows are split shall not
-    depend on the machine.
+    As many rows as keep one member's outputs modest in memory, at least those of a training batch, and a function of
+    the model and this batch alone: how rows are split shall not depend on the machine.
     """
 
     def call() -> None:
         with torch.no_grad():
             data_loss(eval_fn, loss_fn, evaluation=True)(eval_fn.params, eval_fn.buffers, batch)
 
-    rows = batch_rows(batch)
-    return min(4096, max(rows, rows * EVALUATION_BYTES // max(1, peak_bytes(call))))
+    rows, peak = batch_rows(batch), max(1, peak_bytes(call))
+    return min(4096, max(rows, rows * EVALUATION_BYTES // peak)), max(1, peak // rows)
 
 
 def check_validation(fn: Functional, eval_fn: Functional, validation: Validation) -> None:

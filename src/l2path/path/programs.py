@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from l2path import lowerings
 from l2path.blocks import Block
-from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece, one_thread
+from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece
+from l2path.compiling import one_thread
 from l2path.engine import Engine, run_steps, take
 from l2path.functional import forked_rng, seed_generators
 from l2path.order import step_seed
+from l2path.outputs import CompiledOutputs
 from l2path.path.chunks import TOGETHER
 from l2path.path.job import Job
 from l2path.path.noise import Noise
+from l2path.path.outputs import compile_outputs
 from l2path.path.selfcheck import TOLERANCE, agree
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
@@ -70,7 +75,31 @@ def noise_of(job: Job, module: int) -> Noise | None:
     return Noise(lambda batch: job.steps[module].traced(one, batch, own), job.device)
 
 
-def compile_all(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
+class Programs(NamedTuple):
+    """Of one module: for its steps, and for the outputs that members are scored on."""
+
+    steps: Compiled
+    outputs: CompiledOutputs | None = None
+
+
+def compile_all(engine: Engine, job: Job, *, measured: bool) -> tuple[Engine, dict[int, Programs]]:
+    """Compile what an engine has programs for; those for outputs only where they work, and (if ``measured``) pay.
+
+    Raises
+    ------
+    Exception
+        As :func:`compile_steps`.
+    """
+    engine, steps = compile_steps(engine, job)
+    outputs: dict[int, CompiledOutputs] = {}
+    if engine.outputs:
+        with suppress(Exception):  # of the compiler, which is not needed
+            outputs = compile_outputs(job, engine.member_chunk, native=engine.native, measured=measured)
+    found = {module: Programs(program, outputs.get(module)) for module, program in steps.items()}
+    return replace(engine, outputs=bool(outputs)), found
+
+
+def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:
     """Compile the step of every module and check it against the vmapped one.
 
     A program of one module is also for another that is made alike, where it gives what that one's vmapped step gives.

@@ -15,7 +15,7 @@ from l2path.engine import EvalKind, members_of
 from l2path.functional import Functional, vmap
 from l2path.losses import ModelLoss
 from l2path.order import step_seed
-from l2path.path.evaluation import Validation, outputs_of, validation_batches, whole_batch
+from l2path.path.evaluation import Validation, forward, outputs_of, validation_batches, whole_batch
 from l2path.scores import FloatArray
 from l2path.training import TrainState
 from l2path.trees import map_tensors, tensor_leaves, with_tensors
@@ -44,7 +44,7 @@ def chunk_rows(
     """
     if name == "val_loss" and isinstance(val.loss_fn, ModelLoss):
         return rows_of_model(kind, fn, state, val, seed, whole)
-    outputs, targets = outputs_of(kind, fn, state, val, seed)
+    outputs, targets = outputs_of(lambda inputs, _, own: forward(kind, fn, state, inputs, own), val, seed)
     function: Any = val.loss_fn if name == "val_loss" else val.metrics[name.removeprefix("val_")].function
     return row_scores(outputs, targets, function, whole)
 

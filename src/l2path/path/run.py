@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
 from l2path.batches import describe_batch
-from l2path.compiled import Compiled
-from l2path.data import RowSource, Source
+from l2path.data import Source
 from l2path.engine import Engine, auto_chunk, choose_engine, repeat
 from l2path.errors import ArgumentError, DivergenceWarning, IncompleteWarning
 from l2path.functional import Functional, alike, grad_with_autograd, grad_with_torch_func
@@ -29,8 +28,9 @@ from l2path.path.halving import Halving, SuccessiveHalving
 from l2path.path.job import Job, Steps
 from l2path.path.members import Members
 from l2path.path.outcome import Selection
-from l2path.path.programs import noise_of
+from l2path.path.programs import Programs, noise_of
 from l2path.path.result import PathResult, finish
+from l2path.path.scored import settle
 from l2path.path.setup import Anchor, Peeked, anchor_of, check_plain, start_state, with_hyper
 from l2path.path.stopping import EarlyStopping
 from l2path.path.tuning import compile_as_asked, tune
@@ -178,6 +178,9 @@ def train_members(
         elif engine == "auto":
             chosen = Engine("vmap", chosen.member_chunk, reason=verdict.reason)
         fns = {s: fn.with_substitutes(verdict.substitutes) for s, fn in fns.items()}
+    scored = settle(fns, loss_fn, batch, validations, monitors or {}, "vmap" if verdict.vmapped else "loop", alike=same)
+    if validations:
+        selection = replace(selection, validation=scored.validations[keys[0][0]])
     steps: dict[int, Steps] = {}
     for s in dict.fromkeys(table.seeds):  # an explicit list of members has seeds of its own
         fn = fns[s]
@@ -204,8 +207,9 @@ def train_members(
         draws=verdict.draws,
         alike=same and not any(anchors.values()),
         what=what_runs(fns[seed], settings, batch),
+        outputs=scored.outputs(templates, {key: len(own) for key, own in members.items()}),
     )
-    programs: dict[int, Compiled] = {}
+    programs: dict[int, Programs] = {}
     if chosen.kind == "vmap" and engine == "auto":
         chosen, programs = tune(chosen, job, resize=settings.member_chunk == "auto")
     elif chosen.kind == "compiled":
@@ -215,53 +219,38 @@ def train_members(
     groups: dict[Key, Group] = {}
     chunks = []
     for key in keys:
-        s = key[1]
-        fn = fns[s]
+        fold, s = key
+        fn, program = fns[s], programs.get(templates[s])
         own_steps = steps[templates[s]]
         groups[key] = Group(
             s,
             fn if chosen.kind != "loop" else fn.with_substitutes(None),
-            fn.evaluation(),
+            scored.fns[s],
             own_steps.looped if chosen.kind == "loop" else own_steps.batched,
             peeked[id(sources[key])],
-            compiled=programs.get(templates[s]),
+            scored.validations.get(fold),
+            scored.monitors.get(fold),
+            compiled=program.steps if program else None,
+            outputs=program.outputs if program else None,
             noise=noise_of(job, templates[s]) if programs else None,
             loop_step=own_steps.looped if chosen.kind != "loop" and engine == "auto" else None,
+            scoring=(fold, id(program.steps)) if program and scored.joined else None,
         )
         own = members[key]
         for start in range(0, len(own), chosen.member_chunk):
             part = own[start : start + chosen.member_chunk]
             chunks.append(Chunk(groups[key], part, *stacked(part, s)))
-    eval_fn = groups[keys[0]].eval_fn
-    train_kind: Literal["vmap", "loop"] = "vmap" if verdict.vmapped else "loop"
-    eval_kind = selfcheck.evaluation_kind(fns[seed], eval_fn, batch, loss_fn, train_kind)
-    if validations:
-        rows = preflight.evaluation_rows(eval_fn.with_substitutes(None), loss_fn, batch)
-        validations = {fold: in_batches(val, rows) for fold, val in validations.items()}
-        first = validations[keys[0][0]]
-        selection = replace(selection, validation=first)
-        preflight.check_validation(fns[seed], eval_fn, first)
-        scoring = selfcheck.scoring(
-            fns[seed], [group.eval_fn for group in groups.values()], first, eval_kind, alike=same
-        )
-        for (fold, _), group in groups.items():
-            group.validation = replace(validations[fold], batched=scoring.batched)
-            if monitors is not None:
-                group.monitor = in_batches(replace(monitors[fold], batched=scoring.batched), rows)
-            if programs and scoring.joined:
-                group.scoring = fold, id(group.compiled)
-
     first_block = max(1, min(8, BLOCK_BYTES // max(1, sum(leaf.nbytes for leaf in tensor_leaves(batch)))))
     select, halving = (selection.name, selection.greater_is_better), None
     if settings.halving is not None:
-        sizes = {fold: val.source.rows or 1 for fold, val in validations.items()}
+        sizes = {fold: val.source.rows or 1 for fold, val in scored.validations.items()}
         strength = table.strength_rank(names)
         halving = Halving(settings.halving, select[1], table.points, table.folds, sizes, strength)
     driver = Driver(
         [*groups.values()],
         chunks,
         chosen,
-        eval_kind,
+        scored.kind,
         len(table),
         settings.epochs,
         settings.on_epoch,
@@ -308,8 +297,3 @@ def what_runs(fn: Functional, settings: Settings, batch: Batch) -> str:
         describe_batch(batch),
     ]
     return f"{fn.template}; " + ", ".join(parts)
-
-
-def in_batches(val: Validation, rows: int) -> Validation:
-    """Return validation data in batches of so many rows; a stream keeps its own."""
-    return replace(val, source=val.source.with_batch_size(rows)) if isinstance(val.source, RowSource) else val

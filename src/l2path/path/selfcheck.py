@@ -131,7 +131,7 @@ def scoring(fn: Functional, eval_fns: Sequence[Functional], val: Validation, kin
     if kind == "loop" or isinstance(val.loss_fn, (FullLoss, ModelLoss)):
         return Scoring(False, False)
     inputs, targets = split_batch(next(validation_batches(val.source)), val.loss_fn)
-    state = TrainState(*two_members(fn), (), torch.zeros(2))
+    state = TrainState(*differing_members(fn), (), torch.zeros(2))
 
     def nothing() -> None:
         pass
@@ -189,7 +189,7 @@ def _one_step(
     def prepare(t: int) -> None:
         seed_generators(fn.device, step_seed(seed, t))
 
-    return run_steps(kind, one, two_members(fn), Block([batch]), (), prepare)
+    return run_steps(kind, one, differing_members(fn), Block([batch]), (), prepare)
 
 
 def _attempt(
@@ -217,19 +217,19 @@ def _attempt(
     return Verdict(True, "one vmapped step equals the loop", draws=draws)
 
 
-def two_members(fn: Functional) -> tuple[Params, Buffers]:
-    """Return parameters and buffers of two members that differ, ``[2, ...]``.
+def differing_members(fn: Functional, members: int = 2) -> tuple[Params, Buffers]:
+    """Return parameters and buffers of members that differ, ``[C, ...]``.
 
     What reads one member's values for all of them is noticed then; and what is zero at the start (a gate, a last
     layer) does not hide what lies behind it.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def pair(p: Tensor) -> Tensor:
+    def several(p: Tensor) -> Tensor:
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device, p.dtype)
-        return torch.stack([p, p * 1.01 + 1e-3 * noise])
+        return torch.stack([p, *(p * (1 + 0.01 * c) + 1e-3 * c * noise for c in range(1, members))])
 
-    return tree_map(pair, fn.params), repeat(fn.buffers, 2)
+    return tree_map(several, fn.params), repeat(fn.buffers, members)
 
 
 # What torch's messages mean, by a part of them.
@@ -281,7 +281,7 @@ def evaluation_kind(
     """
     if kind == "loop":
         return "loop"
-    state = two_members(fn)
+    state = differing_members(fn)
 
     def run(how: EvalKind, f: Functional) -> list[Tensor]:
         def outputs(s: tuple[Params, Buffers], b: Batch) -> Tree:
@@ -308,6 +308,6 @@ def evaluation_kind(
             return how
         reason = reason or "vmapped outputs differ from those of the loop"
     warnings.warn(
-        f"outputs in eval mode are computed one member after the other: {reason}", EngineWarning, stacklevel=4
+        f"outputs in eval mode are computed one member after the other: {reason}", EngineWarning, stacklevel=5
     )
     return "loop"

@@ -7,18 +7,26 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from l2path.blocks import Block
-from l2path.compiled import Compiled, one_thread
+from l2path.compiled import Compiled
+from l2path.compiling import one_thread
 from l2path.engine import Engine, Kind, Step, run_steps
 from l2path.errors import ArgumentError
 from l2path.functional import forked_rng
-from l2path.memory import operations
 from l2path.path.job import Job
-from l2path.path.programs import cannot_compile, compile_all, compiled_chunk, native_kernels, noise_of, workers_for
+from l2path.path.outputs import outputs_pay
+from l2path.path.programs import (
+    Programs,
+    cannot_compile,
+    compile_all,
+    compiled_chunk,
+    native_kernels,
+    noise_of,
+    workers_for,
+)
 from l2path.path.remembered import machine, note, recall
 from l2path.path.selfcheck import first_line
 from l2path.trees import tensor_leaves
@@ -26,12 +34,14 @@ from l2path.trees import tensor_leaves
 PART = 0.05  # of the model-steps of a job: measuring does no more
 TIMED = 2  # times that a slow step is done to measure it; the first one warms up
 MEASURED = 1.0  # seconds: a shorter job is not measured
-COMPILED = 2.0  # times its compilation: a job shorter than this is not compiled
+COMPILED = 1.5  # times its compilation: a job shorter than this is not compiled
 COMPILED_LONG = 10.0  # the same where a step of a chunk is a long one, which is less likely to become faster
 LONG = 0.1  # seconds
 PARTIAL = 1.5  # times: what last batches must take for programs of their own
+OUTPUTS_COST = 0.6  # times what it takes to compile a step: to compile outputs
 SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
-COMPILE_SECONDS = 8.0  # that it takes for the smallest program
+COMPILE_SECONDS = 7.0  # that it takes for the smallest program, where nothing is known of the machine
+PACES = (0.5, 4.0)  # times that, on a machine that has compiled something
 BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
@@ -39,7 +49,7 @@ MOST_STEPS = 64  # in a call: more are no faster, but twice as many are done whe
 FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
 
 
-def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
+def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Programs]]:
     """Return the engine that is fastest for a job of vmapped members, and its compiled programs by module.
 
     With ``resize`` a compiled program may be for fewer members than a chunk is for otherwise.
@@ -72,16 +82,19 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
         why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
     if why:
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
-    started = time.perf_counter()
     try:
         size = compiled_chunk(job) if resize else members
-        native = native_kernels(job.device)
-        found, programs = compile_all(_wanted(job, size, vmapped, native=native), job)
+        wanted = _wanted(job, size, vmapped, native=native_kernels(job.device))
+        started = time.perf_counter()
+        found, programs = compile_all(wanted, job, measured=True)
     except Exception as error:  # of the compiler, which is not needed
         note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
     took = time.perf_counter() - started
-    fast = _seconds("compiled", programs[first], job, first, found.member_chunk) / found.member_chunk / found.workers
+    _note_pace(job, took, _compiling(job, wanted.partial) + wanted.outputs * _compiling_outputs(job))
+    fast = (
+        _seconds("compiled", programs[first].steps, job, first, found.member_chunk) / found.member_chunk / found.workers
+    )
     note(key, {"compiling": min(took, known.get("compiling", took)), "compiled": fast})  # with warm caches, once
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}, compiled {fast * 1e6:.3g}"
     said = f"measured: {said} (in {took:.3g} s)"
@@ -93,7 +106,16 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, C
 def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
     """Return the compiled engine for a job whose vmapped model-step takes so many seconds."""
     steps, partial = _steps_of_a_call(job, seconds), _partial_pays(job, seconds)
-    return Engine("compiled", members, workers=workers_for(job), steps=steps, native=native, partial=partial)
+    outputs = outputs_pay(job, _compiling_outputs(job))
+    return Engine(
+        "compiled",
+        members,
+        workers=workers_for(job),
+        steps=steps,
+        native=native,
+        partial=partial,
+        outputs=outputs,
+    )
 
 
 def _steps_of_a_call(job: Job, seconds: float) -> int:
@@ -121,14 +143,11 @@ def _may_pay(job: Job, known: Mapping[str, float], rest: float, chunk_step: floa
     """
     if "compiled" in known:
         return known["compiling"] + known["compiled"] * job.model_steps < FASTER * rest
-    first = next(iter(job.steps))
-    modules = 1 if job.alike else len(job.steps)
-    programs = (1 + len(job.remainders) * _partial_pays(job, known["vmapped"])) * modules
-    cost = programs * max(COMPILE_SECONDS, SECONDS_PER_OPERATION * _operations(job, first))
+    cost = _compiling(job, _partial_pays(job, known["vmapped"]))
     return rest > (COMPILED if chunk_step < LONG else COMPILED_LONG) * cost
 
 
-def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> tuple[Engine, dict[int, Compiled]]:
+def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> tuple[Engine, dict[int, Programs]]:
     """Return a compiled engine with its programs by module; ``asked`` by name, and not with everything settled.
 
     Raises
@@ -148,7 +167,7 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
         elif engine.native:
             engine = replace(engine, native=native_kernels(job.device))
         try:
-            return compile_all(engine, job)
+            return compile_all(engine, job, measured=asked)
         except Exception as error:
             why = first_line(error)
     raise ArgumentError(
@@ -185,12 +204,24 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _operations(job: Job, module: int) -> int:
-    """Return how many operations one step to be compiled consists of."""
-    state, extra = job.sample(module, 2)
+def _compiling(job: Job, partial: bool) -> float:
+    """Return how long it takes to compile all steps, about."""
+    modules = 1 if job.alike else len(job.steps)
+    each = max(COMPILE_SECONDS, SECONDS_PER_OPERATION * job.operations)
+    pace = recall(_pace(job)).get("pace", 1.0)
+    return pace * each * modules * (1 + len(job.remainders) * partial)
 
-    def step() -> Any:
-        return run_steps("vmap", job.steps[module].traced, state, Block([job.batch]), extra, lambda _: None)
 
-    with forked_rng(job.device):
-        return operations(step)
+def _compiling_outputs(job: Job) -> float:
+    """Return how long it takes to compile all outputs, about."""
+    return OUTPUTS_COST * _compiling(job, partial=False)
+
+
+def _note_pace(job: Job, took: float, expected: float) -> None:
+    """Keep how the seconds that compiling took compare with what was expected of another machine."""
+    pace = recall(_pace(job)).get("pace", 1.0) * took / expected
+    note(_pace(job), {"pace": min(max(pace, PACES[0]), PACES[1])})
+
+
+def _pace(job: Job) -> str:
+    return f"{machine(job.device)}; compiling"
