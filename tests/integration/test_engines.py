@@ -516,7 +516,7 @@ def test_auto_remembers_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert kind(50) == ("compiled", ["compiled"])
     assert kind(50, optimizer=l2path.adam(lr=0.1)) == ("vmap", ["vmap", "loop"])
     assert kind(50, batch_size=15) == ("vmap", ["vmap", "loop"])
-    assert kind(150, batch_size=12) == ("compiled", ["vmap", "loop", "compiled"])  # 750 chunk-steps, 15 s
+    assert kind(90, batch_size=12) == ("compiled", ["vmap", "loop", "compiled"])  # 450 chunk-steps, 9 s
     (tmp_path / "l2path" / "steps.json").write_text("{ no JSON")
     assert kind(50) == ("vmap", ["vmap", "loop"])
     monkeypatch.setenv("L2PATH_REMEMBER", "0")

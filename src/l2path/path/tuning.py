@@ -39,9 +39,9 @@ COMPILED_LONG = 10.0  # the same where a step of a chunk is a long one, which is
 LONG = 0.1  # seconds
 PARTIAL = 1.5  # times: what last batches must take for programs of their own
 OUTPUTS_COST = 0.6  # times what it takes to compile a step: to compile outputs
-SECONDS_PER_OPERATION = 0.06  # that compiling takes, at most, for each operation of a step
-COMPILE_SECONDS = 7.0  # that it takes for the smallest program, where nothing is known of the machine
-PACES = (0.5, 4.0)  # times that, on a machine that has compiled something
+COMPILE_SECONDS = 4.5  # that compiling takes whatever it is, where nothing is known of the machine,
+SECONDS_PER_OPERATION = 0.02  # and for each operation of a step: as measured, with empty caches
+PACES = (0.5, 4.0)  # times these, on a machine that has compiled something
 BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
@@ -133,7 +133,7 @@ def _steps_of_a_call(job: Job, seconds: float) -> int:
 
 def _partial_pays(job: Job, seconds: float) -> bool:
     """Return whether smaller last batches take longer, vmapped, than it takes to compile for them as well."""
-    return job.epochs * sum(job.groups) * seconds > PARTIAL * COMPILE_SECONDS * len(job.remainders)
+    return job.epochs * sum(job.groups) * seconds > PARTIAL * _program_seconds(job) * len(job.remainders)
 
 
 def _may_pay(job: Job, known: Mapping[str, float], rest: float, chunk_step: float) -> bool:
@@ -207,9 +207,13 @@ def _wait(device: torch.device) -> None:
 def _compiling(job: Job, partial: bool) -> float:
     """Return how long it takes to compile all steps, about."""
     modules = 1 if job.alike else len(job.steps)
-    each = max(COMPILE_SECONDS, SECONDS_PER_OPERATION * job.operations)
+    return _program_seconds(job) * modules * (1 + len(job.remainders) * partial)
+
+
+def _program_seconds(job: Job) -> float:
+    """Return how long it takes to compile one program for steps, about."""
     pace = recall(_pace(job)).get("pace", 1.0)
-    return pace * each * modules * (1 + len(job.remainders) * partial)
+    return pace * (COMPILE_SECONDS + SECONDS_PER_OPERATION * job.operations)
 
 
 def _compiling_outputs(job: Job) -> float:
