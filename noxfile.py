@@ -100,6 +100,32 @@ def sanitize(session: nox.Session) -> None:
         for test in sorted((ROOT / "tests" / "native").glob("*_test.cpp")):
             session.run(compiler, *flags, str(test.relative_to(ROOT)), "-o", str(program), external=True)
             session.run(str(program), external=True)
+    if platform.system() == "Linux":
+        sanitize_programs(session, compiler)
+
+
+def sanitize_programs(session: nox.Session, compiler: str) -> None:
+    """Train compiled members with everything that is built for them under the sanitizers, in folders of its own."""
+    python, folder = shared_python(session, "test"), Path(session.create_tmp()).resolve()
+    libraries = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(os.path.isabs(library) for library in libraries):  # a name alone: this compiler has them elsewhere
+        session.skip("compiled programs were not run: the compiler has no shared libraries of its sanitizers")
+    wrapper = folder / "g++"  # inductor looks at the name
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+    wrapper.write_text(f'#!/bin/sh\nexec "{compiler}" "$@" {flags}\n', encoding="utf-8")
+    wrapper.chmod(0o755)
+    own = {"CXX": wrapper, "TORCHINDUCTOR_CACHE_DIR": folder / "programs", "TORCH_EXTENSIONS_DIR": folder / "kernels"}
+    env = {name: str(path) for name, path in own.items()} | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # of Python, which frees little at its end
+        "L2PATH_REMEMBER": "0",
+    }
+    for name in ("programs", "kernels"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    session.run(python, "-m", "tests.native.programs", env=env, external=True)
 
 
 def native_targets(compiler: str) -> list[str]:
