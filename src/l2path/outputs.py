@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
@@ -23,8 +24,8 @@ class CompiledOutputs:
     """Outputs in eval mode, compiled for so many rows of so many members.
 
     More rows are done one part after the other, the last of which begins early enough to be as long as the others;
-    fewer rows and members are filled up. So the rows of outputs must not depend on each other, which is for
-    the caller to try.
+    fewer rows and members are filled up. So the rows of outputs must not depend on each other, which the caller has to
+    try on fewer rows than a part's.
 
     Parameters
     ----------
@@ -53,7 +54,6 @@ class CompiledOutputs:
         self._form: Any = None  # of parameters and buffers
         self._like: Tree = None  # what outputs are made of
         self._shapes: list[Any] = []  # of inputs that it was compiled for, without rows
-        self.row_bytes = 0  # that a member's outputs take for each row
 
     def compile(self, parts: Parts, inputs: Any, rows: int, like: Tree) -> Tree:
         """Compile for inputs like these, and return their outputs.
@@ -73,16 +73,17 @@ class CompiledOutputs:
         Exception
             Whatever torch says of what it cannot compile; ValueError for outputs without rows.
         """
-        if any(leaf is not None and not isinstance(leaf, Tensor) for leaf in every_leaf(like)):
+        if any(not isinstance(leaf, Tensor) for leaf in every_leaf(like)):
             raise ValueError("outputs hold more than tensors")
+        if any(not isinstance(leaf, (Tensor, bool, int, float, str, NoneType)) for leaf in tree_leaves(inputs)):
+            raise ValueError("inputs hold more than tensors and numbers")
         leaves = list(tensor_leaves(like))
         if not leaves or any(x.ndim < 2 or x.shape[1] != rows for x in leaves):
             raise ValueError("outputs without rows")
-        self._form, self._like, self._shapes = tree_structure(parts), like, _shapes(inputs, rows)
+        self._form, self._shapes = tree_structure(parts), _shapes(inputs, rows)
+        self._like = map_tensors(lambda x: x.new_empty(0), like)
         with without_noise(), _in_python():
-            found = self._outputs(parts, inputs, rows)
-        self.row_bytes = max(1, sum(x.nbytes // (x.shape[0] * rows) for x in leaves))
-        return found
+            return self._outputs(parts, inputs, rows)
 
     def __call__(self, parts: Parts, inputs: Any, rows: int) -> Tree | None:
         """Return the outputs ``[C, n, ...]`` of up to ``members`` members; None for inputs that are not like the first.
@@ -136,6 +137,11 @@ def _ranges(rows: int, size: int) -> Iterator[tuple[slice | Tensor, int]]:
         yield slice(start, start + size), size
     if rows % size:
         yield slice(rows - size, rows), rows % size
+
+
+def first_rows(x: Tensor, rows: int, count: int) -> Tensor:
+    """Return the first of the rows of inputs that have so many; other inputs as they are."""
+    return x[:count] if _has_rows(x, rows) else x
 
 
 def _rows_of(x: Tensor, rows: int, chosen: slice | Tensor) -> Tensor:

@@ -155,11 +155,58 @@ def test_early_stopping_watches_other_rows_by_the_same_program(in_parts: None) -
     assert min(found.epochs_trained) < 8
 
 
-def test_rows_that_depend_on_each_other_have_no_program(in_parts: None) -> None:
+@pytest.mark.parametrize("rows", [16, 41])
+def test_rows_that_depend_on_each_other_have_no_program(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the first batch is taken apart or not: another one may have fewer rows."""
+    monkeypatch.setattr(outputs, "rows_of_a_part", lambda *_: rows)
     found, other = train(Centred), train(Centred, engine="vmap")
     assert found.engine.kind == "compiled"
     assert not found.engine.outputs
+    assert "no program for outputs" in found.engine.reason
     assert_trees_close(found.history, other.history, RTOL)
+
+
+class Counting(nn.Linear):
+    """Which counts its calls in eval mode, and lets them matter."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.calls += 1
+        return super().forward(x) * (1 + self.calls)
+
+
+def test_what_a_call_leaves_behind_on_the_module_reaches_no_other_call() -> None:
+    found, other = (train(lambda: Counting(5, 3), engine=engine) for engine in (ENGINE, "loop"))
+    assert not found.engine.outputs
+    assert "sets the attributes calls" in found.engine.reason
+    assert_trees_close(found.history, other.history, RTOL)
+    torch.testing.assert_close(found.predict(VAL[0]), other.predict(VAL[0]))
+
+
+class Wide(nn.Linear):
+    """Which vmap cannot batch for more than twenty rows in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(x) > 20:
+            float(super().forward(x).sum())
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore::l2path.EngineWarning")
+@pytest.mark.parametrize("engine", ["compiled", "auto"])
+def test_outputs_that_cannot_be_batched_leave_the_steps_as_they_are(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "MEASURED", 0.0)
+    monkeypatch.setattr(tuning, "PART", 1.0)
+    monkeypatch.setattr(tuning, "_may_pay", lambda *_: True)
+    monkeypatch.setenv("L2PATH_REMEMBER", "0")
+    found = train(lambda: Wide(5, 3), engine=engine, epochs=2)
+    assert not found.engine.outputs
+    assert engine == "auto" or found.engine.kind == "compiled"
+    assert "UnboundLocalError" not in found.engine.reason
 
 
 def test_a_program_that_mixes_up_members_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,14 +226,17 @@ def test_a_program_that_fails_half_way_is_done_without(monkeypatch: pytest.Monke
 
     def failing(self: CompiledOutputs, *operands: Any) -> Any:
         calls.append(self)
-        if len(calls) > 4:
+        if len(calls) > 8:
             raise RuntimeError("out of luck")
         return call(self, *operands)
 
     monkeypatch.setattr(CompiledOutputs, "_outputs", failing)
-    with pytest.warns(l2path.EngineWarning, match="outputs in eval mode failed.*out of luck"):
+    with pytest.warns(l2path.EngineWarning, match="for outputs failed after epoch .: RuntimeError: out of") as told:
         found = train(perceptron)
-    assert len(calls) == 5
+    (warning,) = [w for w in told if w.category is l2path.EngineWarning]
+    assert warning.filename == __file__
+    assert not found.engine.outputs
+    assert len(calls) == 9
     assert_trees_close(found.history, train(perceptron, engine="vmap").history, RTOL)
 
 
@@ -247,11 +297,12 @@ def test_outputs_that_cannot_be_taken_apart(like: Any, why: str) -> None:
 
 def test_a_program_for_outputs_must_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     job: Any = type("Job", (), {})()
-    job.epochs, job.outputs = 10, type("Outputs", (), {"member_rows": 1000})()
+    wanted = type("Outputs", (), {"member_rows": 1000})()
+    job.epochs, job.outputs = 10, lambda: wanted
     monkeypatch.setattr(outputs, "eager_seconds", lambda _: 1e-3)
     assert outputs_pay(job, 4.9)
     assert not outputs_pay(job, 5.1)
-    job.outputs = None
+    job.outputs = lambda: None
     assert not outputs_pay(job, 0.0)
     asked: list[float] = []
     monkeypatch.setenv("L2PATH_REMEMBER", "0")

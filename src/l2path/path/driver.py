@@ -302,9 +302,12 @@ class Driver:
     def _record_epoch(self, sums: Sums) -> None:
         """Append a row to the history: means of the steps, and scores now."""
         table = sums.means({k: chunk.group.rows for chunk in self.chunks for k in chunk.members})
-        ahead = self.workers is not None and self.workers.next is not None
-        with self._threads() if ahead else nullcontext():  # else nobody needs the other cores
+        with self._threads():  # whether workers go on beside it or not: digits depend on the number
             self.scorer.add(table, self.chunks, self.members, several=self.engine.kind == "compiled")
+        if self.engine.outputs and self.scorer.failed is not None:
+            told = f"the program for outputs failed after epoch {self.epoch + 1}: {self.scorer.failed}"
+            self.engine = replace(self.engine, outputs=False, reason=f"{self.engine.reason}; {told}")
+            warnings.warn(f"{told}; the scores are right", EngineWarning, stacklevel=7)
         self.record.append(table)
         for k in np.flatnonzero(self.roster.active):
             self.record.epochs[k] = self.epoch + 1

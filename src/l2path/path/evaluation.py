@@ -85,7 +85,7 @@ class Validation:
     loss_fn: LossFn | FullLoss
     metrics: dict[str, Metric]
     batched: bool = False  # whether the loss of many members' outputs can be vmapped
-    member_bytes: int = 1  # that one member takes at most during a batch, about
+    member_bytes: int = 1  # that one member takes while it is scored, about
     peaks: dict[Any, int] = field(default_factory=dict, compare=False, repr=False)  # bytes of a loss, by shapes
 
     @property
@@ -196,7 +196,7 @@ def score(
 ) -> dict[str, Tensor]:
     """Return ``[C]`` float64 scores of a chunk by name.
 
-    ``outputs`` are those of :func:`outputs_of`; ``undisturbed`` is held while the loss and metrics are called.
+    ``outputs`` is what :func:`outputs_of` calls; ``undisturbed`` is held while the loss and metrics are called.
 
     The loss is the loss of all rows at once; with ``model_loss`` and ``full_loss`` it is the row-weighted mean over the
     batches. Random masks of modules that draw in eval mode are a function of (seed, batch), the same for every member.

@@ -118,7 +118,7 @@ def refuse_broadcast(caught: list[warnings.WarningMessage], argument: str) -> No
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def warn_broadcast(outputs: object, targets: object, argument: str) -> None:
+def warn_broadcast(outputs: object, targets: object, argument: str, stacklevel: int = 5) -> None:
     """Warn of outputs ``[B, 1]`` beside targets ``[B]``, or the reverse: in most losses they become ``[B, B]``."""
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return
@@ -131,7 +131,7 @@ def warn_broadcast(outputs: object, targets: object, argument: str) -> None:
             "rows in most losses, which trains or chooses a wrong model without an error. Give both one shape, for "
             "example with targets.unsqueeze(1)",
             BroadcastWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 

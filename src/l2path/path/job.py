@@ -13,7 +13,7 @@ import torch
 from l2path.blocks import Block
 from l2path.data import Source
 from l2path.engine import Step, run_steps
-from l2path.functional import forked_rng
+from l2path.functional import Functional, forked_rng
 from l2path.memory import operations
 from l2path.outputs import Parts
 from l2path.types import Batch, Tree
@@ -32,10 +32,10 @@ class Outputs(NamedTuple):
 
     Attributes
     ----------
-    calls : dict of int to callable
-        Of one member, by module, to be compiled: ``((params, buffers), inputs) -> outputs``.
+    fns : dict of int to Functional
+        Modules to be compiled, nobody else's.
     eager : callable
-        ``(module, (params, buffers)) -> outputs`` of many members without a program.
+        ``(module, (params, buffers), inputs) -> outputs`` of many members without a program.
     parts : callable
         ``(module, members) -> (params, buffers)`` of members that differ.
     inputs : tree
@@ -52,8 +52,8 @@ class Outputs(NamedTuple):
         Rows that all members together are scored on in an epoch.
     """
 
-    calls: Mapping[int, Callable[[Parts, Any], Tree]]
-    eager: Callable[[int, Parts], Tree]
+    fns: Mapping[int, Functional]
+    eager: Callable[[int, Parts, Any], Tree]
     parts: Callable[[int, int], Parts]
     inputs: Any
     rows: int
@@ -86,8 +86,8 @@ class Job:
         Whether a step draws random numbers.
     alike : bool
         Whether all modules are alike but for their parameters and buffers, as far as can be told.
-    outputs : Outputs, optional
-        What members are scored on, where that can be a program.
+    outputs : callable
+        Returns what members are scored on, where that can be a program, or None; reads validation data.
     what : str
         What the seconds of a step depend on: the module, the shapes of parameters and batches, the optimizer.
     """
@@ -102,7 +102,7 @@ class Job:
     device: torch.device
     draws: bool
     alike: bool = False
-    outputs: Outputs | None = None
+    outputs: Callable[[], Outputs | None] = lambda: None
     what: str = ""
 
     @property

@@ -20,6 +20,7 @@ from l2path.optimizers import Optimizer, hyper_paths
 from l2path.path.evaluation import Validation, concatenate, forward, scores_of_outputs, validation_batches
 from l2path.path.first_batch import refuse_broadcast, warn_broadcast
 from l2path.training import TrainState
+from l2path.trees import tensor_leaves
 from l2path.types import Batch, Lambdas, LossFn
 
 EVALUATION_BYTES = 2**24
@@ -127,8 +128,11 @@ def evaluation_rows(eval_fn: Functional, loss_fn: LossFn | FullLoss, batch: Batc
     return min(4096, max(rows, rows * EVALUATION_BYTES // peak)), max(1, peak // rows)
 
 
-def check_validation(fn: Functional, eval_fn: Functional, validation: Validation) -> None:
-    """Score the first validation batch with the untrained weights, and say what fails."""
+def check_validation(fn: Functional, eval_fn: Functional, validation: Validation) -> int:
+    """Score the first validation batch with the untrained weights, and say what fails.
+
+    Returns the bytes that a member's outputs take for a row.
+    """
     if isinstance(validation.loss_fn, FullLoss):
         if validation.metrics:
             raise ArgumentError(
@@ -137,7 +141,7 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
                 expected="no metrics: there are no outputs that l2path could hand to them",
                 remedy="report them from the validation loss, or use loss_fn(outputs, targets)",
             )
-        return
+        return 0
     batch = next(validation_batches(validation.source))
     inputs, targets = split_batch(batch, validation.loss_fn)
     one = TrainState(repeat(fn.params, 1), repeat(fn.buffers, 1), (), torch.zeros(1))
@@ -148,12 +152,13 @@ def check_validation(fn: Functional, eval_fn: Functional, validation: Validation
                 warnings.simplefilter("always")
                 scores_of_outputs(outputs, targets, validation, lambda: None)
             refuse_broadcast(caught, "validation")
-            warn_broadcast(take(outputs, 0), targets, "validation")
+            warn_broadcast(take(outputs, 0), targets, "validation", stacklevel=6)
             rows = [batch_rows(batch)] * 2
             if validation.source.rows is None or validation.source.rows > rows[0]:
                 # What cannot be joined with the next batch shows now.
                 concatenate([outputs, outputs], rows, member_axis=True)
                 concatenate([targets, targets], rows, member_axis=False)
+            return sum(leaf.nbytes for leaf in tensor_leaves(outputs)) // rows[0]
     except ArgumentError:
         raise
     except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from l2path.path.chunks import TOGETHER
 from l2path.path.job import Job
 from l2path.path.noise import Noise
 from l2path.path.outputs import compile_outputs
-from l2path.path.selfcheck import TOLERANCE, agree
+from l2path.path.selfcheck import TOLERANCE, agree, first_line
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
@@ -93,10 +92,12 @@ def compile_all(engine: Engine, job: Job, *, measured: bool) -> tuple[Engine, di
     engine, steps = compile_steps(engine, job)
     outputs: dict[int, CompiledOutputs] = {}
     if engine.outputs:
-        with suppress(Exception):  # of the compiler, which is not needed
+        try:
             outputs = compile_outputs(job, engine.member_chunk, native=engine.native, measured=measured)
-    found = {module: Programs(program, outputs.get(module)) for module, program in steps.items()}
-    return replace(engine, outputs=bool(outputs)), found
+        except Exception as error:  # of the compiler, which is not needed
+            reason = f"{engine.reason}; no program for outputs: {first_line(error)}"
+            engine = replace(engine, outputs=False, reason=reason)
+    return engine, {module: Programs(program, outputs.get(module)) for module, program in steps.items()}
 
 
 def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]]:

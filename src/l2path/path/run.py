@@ -207,7 +207,7 @@ def train_members(
         draws=verdict.draws,
         alike=same and not any(anchors.values()),
         what=what_runs(fns[seed], settings, batch),
-        outputs=scored.outputs(templates, {key: len(own) for key, own in members.items()}),
+        outputs=cache(lambda: scored.outputs(templates, {key: len(own) for key, own in members.items()})),
     )
     programs: dict[int, Programs] = {}
     if chosen.kind == "vmap" and engine == "auto":

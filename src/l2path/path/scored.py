@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +20,9 @@ from l2path.path.evaluation import Validation, validation_batches
 from l2path.path.job import Outputs
 from l2path.types import Batch, LossFn, Tree
 
+UNKNOWN_ROWS = 2**16  # that a stream of unknown length may have
+OUTPUTS_PART = 4  # outputs are kept, and no matter of caches: they count for less
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -36,6 +38,8 @@ class Scored:
         By fold; empty where nothing is scored, or early stopping looks at the same.
     joined : bool
         Whether members of several seeds may be scored together.
+    row_bytes : int
+        That one member takes for a row.
     """
 
     fns: Mapping[int, Functional]
@@ -43,6 +47,7 @@ class Scored:
     validations: Mapping[int, Validation]
     monitors: Mapping[int, Validation]
     joined: bool = False
+    row_bytes: int = 1
 
     def outputs(self, templates: Mapping[int, int], members: Mapping[tuple[int, int], int]) -> Outputs | None:
         """Return what a program for the outputs would have to do; None where there can be none.
@@ -60,11 +65,12 @@ class Scored:
         if first.source.rows is None:
             return None
         fns = {templates[s]: fn for s, fn in reversed([*self.fns.items()])}
-        plain = {template: fn.with_substitutes(None).lowered() for template, fn in fns.items()}
+        # Copies: what a call leaves behind on a module is not put back while it is traced.
+        plain = {template: fn.with_substitutes(None).evaluation().lowered() for template, fn in fns.items()}
         batch = next(validation_batches(first.source))
         inputs, rows = split_batch(batch, first.loss_fn)[0], batch_rows(batch)
 
-        def eager(template: int, parts: Parts) -> Tree:
+        def eager(template: int, parts: Parts, inputs: Batch) -> Tree:
             def call(own: Parts, x: Batch) -> Tree:
                 return fns[template].call_substituted(own[0], own[1], x)[0]
 
@@ -73,13 +79,13 @@ class Scored:
 
         scored = [val for each in (self.validations, self.monitors) for val in each.values()]
         return Outputs(
-            calls={template: partial(_outputs, fn) for template, fn in plain.items()},
+            fns=plain,
             eager=eager,
             parts=lambda template, n: selfcheck.differing_members(fns[template], n),
             inputs=inputs,
             rows=rows,
             most=max(min(val.source.batch_size or rows, val.source.rows or rows) for val in scored),
-            row_bytes=max(1, first.member_bytes // rows),
+            row_bytes=max(1, self.row_bytes),
             members=sum(members.values()),
             member_rows=sum(
                 n * (each[fold].source.rows or 0)
@@ -88,10 +94,6 @@ class Scored:
                 if each
             ),
         )
-
-
-def _outputs(fn: Functional, own: Parts, inputs: Batch) -> Tree:
-    return fn.call(own[0], own[1], inputs)[0]
 
 
 def settle(
@@ -125,18 +127,28 @@ def settle(
     if not validations:
         return Scored(eval_fns, how, {}, {})
     rows, row_bytes = preflight.evaluation_rows(eval_fn.with_substitutes(None), loss_fn, batch)
-    validations = {fold: _in_batches(val, rows, row_bytes) for fold, val in validations.items()}
-    monitors = {fold: _in_batches(val, rows, row_bytes) for fold, val in monitors.items()}
+    validations, monitors = (
+        {fold: _in_batches(val, rows) for fold, val in each.items()} for each in (validations, monitors)
+    )
     first = next(iter(validations.values()))
-    preflight.check_validation(fn, eval_fn, first)
+    output_bytes = preflight.check_validation(fn, eval_fn, first)
     scoring = selfcheck.scoring(fn, [*eval_fns.values()], first, how, alike=alike)
     validations, monitors = (
-        {fold: replace(val, batched=scoring.batched) for fold, val in each.items()} for each in (validations, monitors)
+        {
+            fold: replace(val, batched=scoring.batched, member_bytes=_member_bytes(val, rows, row_bytes, output_bytes))
+            for fold, val in each.items()
+        }
+        for each in (validations, monitors)
     )
-    return Scored(eval_fns, how, validations, monitors, joined=scoring.joined)
+    return Scored(eval_fns, how, validations, monitors, joined=scoring.joined, row_bytes=row_bytes)
 
 
-def _in_batches(val: Validation, rows: int, row_bytes: int) -> Validation:
+def _in_batches(val: Validation, rows: int) -> Validation:
     """Return validation data in batches of so many rows; a stream keeps its own."""
-    own = val.source.with_batch_size(rows) if isinstance(val.source, RowSource) else val.source
-    return replace(val, source=own, member_bytes=row_bytes * min(own.batch_size or rows, own.rows or rows))
+    return replace(val, source=val.source.with_batch_size(rows)) if isinstance(val.source, RowSource) else val
+
+
+def _member_bytes(val: Validation, rows: int, row_bytes: int, output_bytes: int) -> int:
+    """Return what one member takes while it is scored: for a batch, and a part of its outputs for all rows."""
+    every = val.source.rows or UNKNOWN_ROWS
+    return row_bytes * min(val.source.batch_size or rows, every) + output_bytes * every // OUTPUTS_PART

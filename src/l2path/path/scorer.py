@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache, partial
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from l2path.engine import EvalKind, joined
-from l2path.errors import EngineWarning
 from l2path.functional import Functional
 from l2path.path.chunks import Chunk, scored_together
 from l2path.path.evaluation import Validation, forward, score
@@ -36,6 +34,7 @@ class Scorer:
 
     def __init__(self, kind: EvalKind, select: str) -> None:
         self.kind, self.select = kind, select
+        self.failed: str | None = None  # why there are no programs for outputs any more
 
     def add(self, table: dict[str, Array], chunks: Sequence[Chunk], members: int, *, several: bool) -> None:
         """Add ``[K]`` scores of all chunks to a table by name; ``several`` chunks may be scored together."""
@@ -62,7 +61,7 @@ class Scorer:
             return chunks[0].state._replace(params=params, buffers=buffers)
 
         def outputs(kind: EvalKind, fn: Functional, inputs: Any, rows: int, seed: int) -> Tree:
-            if (found := _by_program(chunks, inputs, rows)) is not None:
+            if (found := self._by_program(chunks, inputs, rows)) is not None:
                 return found
             with undisturbed:
                 return forward(kind, fn, state(), inputs, seed)
@@ -74,22 +73,19 @@ class Scorer:
         )
         return found
 
-
-def _by_program(chunks: Sequence[Chunk], inputs: Any, rows: int) -> Tree | None:
-    """Return the outputs of chunks ``[C, n, ...]`` by their programs, or None where there is one without."""
-    try:
-        with torch.no_grad():
-            found = []
-            for chunk in chunks:
-                program = chunk.group.outputs
-                own = (averaged_params(chunk.state), chunk.state.buffers)
-                if program is None or (outputs := program(own, inputs, rows)) is None:
-                    return None
-                found.append(outputs)
-    except Exception as error:
-        for chunk in chunks:
-            chunk.group.outputs = None
-        text = f"the program for outputs in eval mode failed, they go on without: {first_line(error)}"
-        warnings.warn(text, EngineWarning, stacklevel=8)
-        return None
-    return joined(found) if len(found) > 1 else found[0]
+    def _by_program(self, chunks: Sequence[Chunk], inputs: Any, rows: int) -> Tree | None:
+        """Return the outputs of chunks ``[C, n, ...]`` by their programs, or None where there is one without."""
+        found: list[Tree] = []
+        try:
+            with torch.no_grad():
+                for chunk in chunks if self.failed is None else ():
+                    program = chunk.group.outputs
+                    own = (averaged_params(chunk.state), chunk.state.buffers)
+                    if program is None or (outputs := program(own, inputs, rows)) is None:
+                        return None
+                    found.append(outputs)
+        except Exception as error:
+            self.failed = first_line(error)
+        if self.failed is not None:
+            return None
+        return joined(found) if len(found) > 1 else found[0]

@@ -82,6 +82,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
         why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
     if why:
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
+    started = time.perf_counter()
     try:
         size = compiled_chunk(job) if resize else members
         wanted = _wanted(job, size, vmapped, native=native_kernels(job.device))
@@ -100,7 +101,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     said = f"measured: {said} (in {took:.3g} s)"
     if fast > FASTER * seconds:
         return replace(engine, reason=said), {}
-    return replace(found, reason=said), programs
+    return replace(found, reason=said + found.reason.removeprefix(wanted.reason)), programs
 
 
 def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
