@@ -58,7 +58,7 @@ def compile_outputs(job: Job, members: int, *, native: bool, measured: bool) -> 
     """
     wanted, programs = job.outputs(), dict[int, CompiledOutputs]()
     if wanted is None:
-        raise ValueError("these outputs cannot be taken apart")
+        raise ValueError("nothing is scored that could be taken apart")
     eager = eager_seconds(wanted) if measured else math.inf
     for module, fn in wanted.fns.items():
         known = next(iter(programs.values()), None) if job.alike else None
