@@ -13,7 +13,7 @@ from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path.blocks import Block
-from l2path.compiling import as_allocated, compiled, lowering, owned, without_noise
+from l2path.compiling import as_handed, compiled, lowering, owned, without_noise
 from l2path.functional import Given, vmap
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
@@ -194,7 +194,7 @@ class Compiled:
         return max(self._steps.values(), default=1)
 
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
-        leaves = [x if as_allocated(x) else owned(x) for x in tree_leaves(state)]
+        leaves = [as_handed(x) for x in tree_leaves(state)]
         leaves, metrics = self._program(leaves, batches, per_member)
         return tree_unflatten(list(leaves), self._form), metrics
 

@@ -78,6 +78,11 @@ def as_allocated(x: Tensor) -> bool:
     return x.data_ptr() % ALIGNED == 0
 
 
+def as_handed(x: Tensor) -> Tensor:
+    """Return a tensor as a program can be given it: itself if it lies so, else a copy."""
+    return x if as_allocated(x) else owned(x)
+
+
 def owned(x: Tensor) -> Tensor:
     """Return a copy that lies in memory as one of its own would."""
     return x.clone(memory_format=torch.contiguous_format)

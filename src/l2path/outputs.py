@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from l2path.compiling import as_allocated, compiled, lowering, one_thread, owned, without_noise
+from l2path.compiling import as_handed, compiled, lowering, one_thread, without_noise
 from l2path.functional import vmap
 from l2path.trees import map_tensors, tensor_leaves, with_tensors
 from l2path.trees import tree_leaves as every_leaf
@@ -100,7 +100,7 @@ class CompiledOutputs:
         return self._outputs(parts, inputs, rows)
 
     def _outputs(self, parts: Parts, inputs: Any, rows: int) -> Tree:
-        leaves = [x if as_allocated(x) else owned(x) for x in tree_leaves(parts)]
+        leaves = [as_handed(x) for x in tree_leaves(parts)]
         members = len(leaves[0])
         if members < self.members:
             filled = torch.arange(self.members) % members
@@ -145,8 +145,7 @@ def first_rows(x: Tensor, rows: int, count: int) -> Tensor:
 
 
 def _rows_of(x: Tensor, rows: int, chosen: slice | Tensor) -> Tensor:
-    own = x[chosen] if _has_rows(x, rows) else x
-    return own if as_allocated(own) else owned(own)
+    return as_handed(x[chosen] if _has_rows(x, rows) else x)
 
 
 def _has_rows(x: Tensor, rows: int) -> bool:

@@ -23,7 +23,7 @@ from l2path.path.chunks import TOGETHER
 from l2path.path.job import Job
 from l2path.path.noise import Noise
 from l2path.path.outputs import compile_outputs
-from l2path.path.selfcheck import TOLERANCE, agree, first_line
+from l2path.path.selfcheck import agree, first_line, tolerance_for
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
@@ -157,7 +157,9 @@ def _right(
         got = call(state, given, extra)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
     pairs += [(got[0], want[0])] if len(block) <= WHOLE else []
-    return bool((got[0].step == state.step + len(block)).all()) and all(agree(a, b, _tolerance(want)) for a, b in pairs)
+    return bool((got[0].step == state.step + len(block)).all()) and all(
+        agree(a, b, tolerance_for(want)) for a, b in pairs
+    )
 
 
 def _sampled(job: Job, module: int, count: int) -> Block:
@@ -209,13 +211,9 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         # What a step changes: beside the parameters themselves a wrong step is nothing.
         before = take(state, c)
         got, right = change(take(found, c), before), change(new, before)
-        if not (agree(got, right, _tolerance(new)) and agree([m[:, c] for m in metrics], told, _tolerance(told))):
+        if not (agree(got, right, tolerance_for(new)) and agree([m[:, c] for m in metrics], told, tolerance_for(told))):
             return False
     return True
-
-
-def _tolerance(tree: Tree) -> float:
-    return max(TOLERANCE.get(x.dtype, 1e-3) for x in tensor_leaves(tree) if x.is_floating_point())
 
 
 def _seeded(device: torch.device, step: int) -> None:

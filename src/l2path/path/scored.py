@@ -62,7 +62,7 @@ class Scored:
         first = next(iter(self.validations.values()), None)
         if first is None or self.kind == "loop" or isinstance(first.loss_fn, (FullLoss, ModelLoss)):
             return None
-        if first.source.rows is None:
+        if first.source.rows is None:  # a stream
             return None
         fns = {templates[s]: fn for s, fn in reversed([*self.fns.items()])}
         # Copies: what a call leaves behind on a module is not put back while it is traced.

@@ -75,10 +75,12 @@ class Scorer:
 
     def _by_program(self, chunks: Sequence[Chunk], inputs: Any, rows: int) -> Tree | None:
         """Return the outputs of chunks ``[C, n, ...]`` by their programs, or None where there is one without."""
+        if self.failed is not None:
+            return None
         found: list[Tree] = []
         try:
             with torch.no_grad():
-                for chunk in chunks if self.failed is None else ():
+                for chunk in chunks:
                     program = chunk.group.outputs
                     own = (averaged_params(chunk.state), chunk.state.buffers)
                     if program is None or (outputs := program(own, inputs, rows)) is None:
@@ -86,6 +88,5 @@ class Scorer:
                     found.append(outputs)
         except Exception as error:
             self.failed = first_line(error)
-        if self.failed is not None:
             return None
         return joined(found) if len(found) > 1 else found[0]

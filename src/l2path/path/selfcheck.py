@@ -56,6 +56,11 @@ def tolerance_of(call: Callable[[], object]) -> float:
     return TOLERANCE.get(coarsest_dtype(call), 1e-3)
 
 
+def tolerance_for(tree: Tree) -> float:
+    """Return the tolerance for numbers that are there, by their least exact dtype."""
+    return max((TOLERANCE.get(x.dtype, 1e-3) for x in tensor_leaves(tree) if x.is_floating_point()), default=1e-3)
+
+
 def agree(got: Tree, want: Tree, tolerance: float) -> bool:
     """Return whether trees are equal but for ``tolerance`` times the norm of all numbers in ``want`` together.
 

@@ -17,7 +17,7 @@ from l2path.engine import Engine, Kind, Step, run_steps
 from l2path.errors import ArgumentError
 from l2path.functional import forked_rng
 from l2path.path.job import Job
-from l2path.path.outputs import outputs_pay
+from l2path.path.outputs import FASTER, outputs_pay
 from l2path.path.programs import (
     Programs,
     cannot_compile,
@@ -46,7 +46,6 @@ BLOCK_BYTES = 2**26  # of the batches of one call
 BLOCK_SECONDS = 1.0  # that a call of all members may take: an interrupt waits for it
 GAIN = 4.0  # times that a compiled step is faster than a vmapped one, about
 MOST_STEPS = 64  # in a call: more are no faster, but twice as many are done where that is an epoch
-FASTER = 0.9  # of the time: what is not clearly faster does not replace what is simpler
 
 
 def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, Programs]]:
@@ -82,20 +81,18 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
         why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
     if why:
         return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
+    size = compiled_chunk(job) if resize else members
+    wanted = _wanted(job, size, vmapped, native=native_kernels(job.device))
     started = time.perf_counter()
     try:
-        size = compiled_chunk(job) if resize else members
-        wanted = _wanted(job, size, vmapped, native=native_kernels(job.device))
-        started = time.perf_counter()
         found, programs = compile_all(wanted, job, measured=True)
     except Exception as error:  # of the compiler, which is not needed
         note(key, {"compiling": time.perf_counter() - started, "compiled": math.inf})
         return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
     took = time.perf_counter() - started
     _note_pace(job, took, _compiling(job, wanted.partial) + wanted.outputs * _compiling_outputs(job))
-    fast = (
-        _seconds("compiled", programs[first].steps, job, first, found.member_chunk) / found.member_chunk / found.workers
-    )
+    fast = _seconds("compiled", programs[first].steps, job, first, found.member_chunk)
+    fast = fast / found.member_chunk / found.workers
     note(key, {"compiling": min(took, known.get("compiling", took)), "compiled": fast})  # with warm caches, once
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}, compiled {fast * 1e6:.3g}"
     said = f"measured: {said} (in {took:.3g} s)"
@@ -107,16 +104,8 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
 def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
     """Return the compiled engine for a job whose vmapped model-step takes so many seconds."""
     steps, partial = _steps_of_a_call(job, seconds), _partial_pays(job, seconds)
-    outputs = outputs_pay(job, _compiling_outputs(job))
-    return Engine(
-        "compiled",
-        members,
-        workers=workers_for(job),
-        steps=steps,
-        native=native,
-        partial=partial,
-        outputs=outputs,
-    )
+    outputs, workers = outputs_pay(job, _compiling_outputs(job)), workers_for(job)
+    return Engine("compiled", members, workers=workers, steps=steps, native=native, partial=partial, outputs=outputs)
 
 
 def _steps_of_a_call(job: Job, seconds: float) -> int:
