@@ -12,6 +12,7 @@ from l2path.errors import ArgumentError
 from l2path.functional import Functional, functionalize, grad_with_torch_func
 from l2path.losses import DataLoss, FullLoss, data_loss
 from l2path.optimizers.base import Optimizer, apply_updates, check_optimizer
+from l2path.optimizers.elementwise import cast
 from l2path.optimizers.ema import average_of
 from l2path.penalty import check_anchor, describe, is_expanded, penalty_and_gradient
 from l2path.penalty.expander import Expander
@@ -252,7 +253,7 @@ def build_step(
         elif callable(grad_transform):
             grads = grad_transform(grads)
         penalty, shrink = penalty_and_gradient(params, strengths, anchor)
-        grads = {k: (g + shrink[k]).to(g.dtype) for k, g in grads.items()}
+        grads = {k: cast(g + shrink[k], g.dtype) for k, g in grads.items()}
         updates, opt_state = optimizer.update(grads, opt_state, params)
         if transform is not None:
             opt_state = WithGradTransform(opt_state, transform_state)

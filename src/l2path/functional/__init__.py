@@ -8,7 +8,6 @@ from l2path.functional.module import (
     failing_layer,
     first_members,
     functionalize,
-    restored_attributes,
 )
 from l2path.functional.noise import Given, Numbers, drawn, noted
 from l2path.functional.precision import coarsest_dtype
@@ -43,7 +42,6 @@ __all__ = [
     "grad_with_torch_func",
     "member_gradients",
     "noted",
-    "restored_attributes",
     "seed_generators",
     "unused_parameters",
     "vmap",

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-# What functional_call itself is made of; private, and pinned by the tests of activation checkpointing.
-from torch.nn.utils.stateless import _reparametrize_module
-
+from l2path.functional.calling import Places, call_with
 from l2path.functional.checks import check_module
 from l2path.functional.copying import copied_module
 from l2path.functional.lowered_recurrent import can_be_lowered, lower_layers
@@ -48,6 +44,8 @@ class Functional:
         Attributes that calls of the module have set on it and that were put back, a record for diagnosis.
     substitutes : Substitutes, optional
         Equivalents of torch functions to use where the plain ones cannot be batched.
+    places : Places
+        Where the template keeps its tensors.
     """
 
     params: Params
@@ -59,6 +57,11 @@ class Functional:
     changed: set[str] = field(default_factory=set, compare=False)
     renormalised: tuple[str, ...] = ()
     substitutes: Substitutes | None = None
+    places: Places = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look for the places of the template's tensors."""
+        object.__setattr__(self, "places", Places(self.template))
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +95,7 @@ class Functional:
         Raises
         ------
         RuntimeError
-            For a missing or an unknown name (``functional_call`` with ``strict=True``).
+            For a missing or an unknown name.
         """
         # Modules update buffers in place (BatchNorm) or rebind them: copy first, read back after. Inside vmap the
         # copy must be batched as all parameters are, which a sum with their zeros is (and a clone is not).
@@ -105,8 +108,8 @@ class Functional:
         args, kwargs = map_tensors(torch.clone, (args, kwargs))
         # max_norm rewrites the weights that it is given.
         merged.update({k: merged[k].clone() for k in self.renormalised})
-        with restored_attributes(self.template, self.changed):
-            outputs = call_with(self.template, merged, args, kwargs)
+        with self.places.restored(self.changed):
+            outputs = call_with(self.places, merged, args, kwargs)
         return outputs, {k: merged[k] for k in buffers}
 
     def renormalising(self) -> Functional:
@@ -175,64 +178,9 @@ class Functional:
         return module
 
 
-@contextmanager
-def restored_attributes(module: nn.Module, changed: set[str]) -> Iterator[None]:
-    """Put back the attributes that a call sets on the module or its parts; ``changed`` collects their names.
-
-    A module that counts its calls, or keeps an activation, would otherwise carry it from one member to the next.
-    Attributes that are changed in place (a list that grows) are not seen.
-    """
-    if torch.compiler.is_compiling():
-        yield
-        return
-    before = [(name, m, m.__dict__.copy()) for name, m in module.named_modules()]
-    try:
-        yield
-    finally:
-        for name, m, attributes in before:
-            now = m.__dict__
-            if len(now) == len(attributes) and all(now.get(k) is v for k, v in attributes.items()):
-                continue
-            if not type(m).__module__.startswith("torch."):  # torch's recurrent layers keep books of their weights
-                keys = [k for k in {**attributes, **now} if now.get(k, m) is not attributes.get(k, m)]
-                changed.update(f"{name}.{k}" if name else k for k in keys)
-            now.clear()
-            now.update(attributes)
-
-
 def first_members(params: Params, buffers: Buffers) -> tuple[Params, Buffers]:
     """Return parameters and buffers of one of the members that are batched here."""
     return {name: first_member(p) for name, p in params.items()}, {name: first_member(b) for name, b in buffers.items()}
-
-
-_HELD: ContextVar[ExitStack | None] = ContextVar("held", default=None)
-
-
-@contextmanager
-def parameters_held() -> Iterator[None]:
-    """Keep modules that are called within on their parameters until the end.
-
-    Activation checkpointing runs the forward pass once more during the backward pass, which must find the same
-    parameters; ``functional_call`` alone has put the module's own ones back by then.
-    """
-    with ExitStack() as stack:
-        token = _HELD.set(stack)
-        try:
-            yield
-        finally:
-            _HELD.reset(token)
-
-
-def call_with(module: nn.Module, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a module with these parameters and buffers in place of its own."""
-    stack = None if torch.compiler.is_compiling() else _HELD.get()
-    if stack is None:
-        return functional_call(module, tensors, args, kwargs, tie_weights=True, strict=True)
-    stack.enter_context(_reparametrize_module(module, tensors, tie_weights=True, strict=True))
-    outputs = module(*args, **kwargs)
-    # A module may set a buffer anew; the dict learns of that when the parameters are put back, which is too late here.
-    tensors.update({name: b for name, b in module.named_buffers() if name in tensors})
-    return outputs
 
 
 def failing_layer(fn: Functional, call: Callable[[Functional], object]) -> str | None:

@@ -14,7 +14,7 @@ from torch.func import jacfwd, vjp
 from torch.func import vmap as _vmap
 
 from l2path.errors import ArgumentError
-from l2path.functional.module import parameters_held
+from l2path.functional.calling import parameters_held
 from l2path.trees import tree_map
 from l2path.types import Grads, Params, Tree
 

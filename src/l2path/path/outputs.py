@@ -14,7 +14,6 @@ from l2path.compiled import COMPILED_CHUNK_BYTES
 from l2path.compiling import one_thread
 from l2path.engine import take
 from l2path.functional import Functional
-from l2path.functional.module import restored_attributes
 from l2path.outputs import CompiledOutputs, Parts, first_rows
 from l2path.path.chunks import SCORED_BYTES
 from l2path.path.job import Job, Outputs
@@ -68,7 +67,7 @@ def compile_outputs(job: Job, members: int, *, native: bool, measured: bool) -> 
         rows = rows_of_a_part(wanted, members)
         program = CompiledOutputs(partial(_call, fn), members, rows, job.device, native=native)
         changed: set[str] = set()
-        with restored_attributes(fn.template, changed):
+        with fn.places.restored(changed):
             right = _right(program, wanted, module, compiling=True)
         if changed:
             raise ValueError(f"forward sets the attributes {', '.join(sorted(changed))}")

@@ -71,7 +71,8 @@ def penalty_and_gradient(params: Params, lambdas: Lambdas, anchor: Mapping[str, 
     for name, p in params.items():
         offset = p - anchor[name] if name in anchor else p
         # Squares of half-precision numbers overflow and lose their sum: at least float32.
-        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        if torch.finfo(offset.dtype).bits < 32:
+            offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         gradient = lambdas[name] * offset
         gradients[name] = gradient
         product = (gradient.conj() * offset).real if p.is_complex() else gradient * offset
