@@ -16,7 +16,7 @@ from torch import Tensor
 from l2path import lowerings
 from l2path.blocks import ALIGNED
 from l2path.functional.lowered import Lowered
-from l2path.lowerings import convolution, convolutions, pooling
+from l2path.lowerings import convolution, convolutions, pooling, recurrent
 from l2path.lowerings.randomness import without_random_numbers
 
 _NUMBERS = itertools.count()
@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def compiled(call: Callable[..., Any], device: torch.device, *, native: bool) -> Callable[..., Any]:
     """Return a function that is compiled when it is called, as one program; ``native`` puts native kernels in."""
     options = OPTIONS.get(device.type, {}) | without_random_numbers() | {"guard_filter_fn": worth_a_guard}
+    recurrent.allow_in_compiled()
     if native:
         for kernels in (convolution, convolutions, pooling):
             kernels.allow_in_compiled()

@@ -52,7 +52,8 @@ class Engine:
     steps : int
         Steps in one call; compiled only.
     native : bool
-        Whether native kernels take part, where they are faster on this machine; compiled only.
+        Whether native kernels take part, where they are faster on this machine: in compiled programs, and in vmapped
+        steps of modules with LSTM and GRU layers.
     partial : bool
         Whether smaller last batches of an epoch have programs of their own, or go on vmapped; compiled only.
     outputs : bool
@@ -77,6 +78,7 @@ class Engine:
             f"partial={self.partial}",
             f"outputs={self.outputs}",
         ] * (self.kind == "compiled")
+        shown += ["native=True"] * (self.kind == "vmap" and self.native)
         return f"Engine({', '.join(shown)})"
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from l2path.dispatch import Dispatch
 from l2path.trees import tensor_leaves
 
 
@@ -110,11 +110,11 @@ def operations(call: Callable[[], object]) -> int:
     return counting.count
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(Dispatch):
     """Counts operations."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,11 +122,11 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(Dispatch):
     """Adds up the storages that operations return until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        super().__init__()
         self.live: dict[int, Any] = {}
         self.now = self.peak = 0
 

@@ -43,7 +43,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"functional"}),
     frozenset({"order"}),
     frozenset({"lowerings", "memory"}),
-    frozenset({"errors", "tables", "trees", "types"}),
+    frozenset({"dispatch", "errors", "tables", "trees", "types"}),
 )
 FACES = ROWS[1]
 # What result.plot() and to_dataframe() work with, and their types: matplotlib and pandas are imported when they are

@@ -109,6 +109,29 @@ def test_it_is_built_in_the_background(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert lowerings.prepare(wait=None).reason.endswith("at last")
 
 
+def test_what_is_not_built_is_not_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler(tmp_path, monkeypatch, "exit 1")
+    assert lowerings.prepare(wait=None, make=False) == lowerings.Status("absent")
+    assert not native.cache_folder().exists()
+    assert_stock()
+    assert lowerings.prepare(wait=None).state == "failed"  # asked for, it is
+
+
+def test_nobody_waits_for_a_build_that_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    compiler(tmp_path, monkeypatch, f"until [ -e {go} ]; do sleep 0.01; done; exit 1")
+    assert lowerings.prepare().state == "building"
+    assert lowerings.prepare(wait=None, make=False).state == "building"
+    go.touch()
+    assert lowerings.prepare(wait=None).state == "failed"
+
+
+def test_what_is_built_is_taken() -> None:
+    native_kernels()
+    native._build = native._Build()  # another process
+    assert lowerings.prepare(wait=None, make=False).state == "ready"
+
+
 def test_a_forked_child_does_not_wait_for_its_parents_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native._build, "status", lowerings.Status("building"))
     native._forget()

@@ -23,7 +23,6 @@ def lower_layers(module: nn.Module) -> None:
         if can_be_lowered(layer):
             lowered: Any = LoweredLSTM if type(layer) is nn.LSTM else LoweredGRU
             layer.__class__ = lowered
-    recurrent.allow_in_compiled()
 
 
 class Recurrent(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from l2path.dispatch import Dispatch
 from l2path.trees import tensor_leaves
 
 
@@ -25,11 +25,11 @@ def coarsest_dtype(call: Callable[[], object]) -> torch.dtype:
     return watching.coarsest
 
 
-class _Watching(TorchDispatchMode):
+class _Watching(Dispatch):
     """Keeps the dtype with the largest rounding error."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # of torch
+        super().__init__()
         self.coarsest = torch.float64
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

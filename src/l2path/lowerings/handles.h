@@ -123,6 +123,15 @@ void by_type(const Operand& operand, Function call) {
   call(0.0);
 }
 
+// Calls `call` with each number below `count`, on as many threads as torch has set: one inside of its own parallel loops.
+template <class Function>
+void side_by_side(Index count, const Function& call) {
+  const auto part = [](int64_t begin, int64_t end, void* context) {
+    for (Index i = begin; i < end; i++) (*static_cast<const Function*>(context))(i);
+  };
+  check(torch_parallel_for(0, count, 1, part, const_cast<Function*>(&call)));
+}
+
 // A kernel in the calling convention of torch's C interface: the handles on the stack are ours.
 template <auto kernel, int operands, int results>
 void boxed(StableIValue* stack, uint64_t, uint64_t) {

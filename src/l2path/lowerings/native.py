@@ -75,7 +75,7 @@ def enabled() -> bool:
     return status().state == "ready"
 
 
-def prepare(wait: float | None = 0.0) -> Status:
+def prepare(wait: float | None = 0.0, *, make: bool = True) -> Status:
     """Start to build the native kernels, if that has not happened yet, in a thread of its own; never raises.
 
     Where they were built before, on this machine with this torch, it takes some 20 ms, else some seconds. A process
@@ -85,13 +85,18 @@ def prepare(wait: float | None = 0.0) -> Status:
     ----------
     wait : float, optional
         Seconds to wait for the end of it; None is as long as it takes.
+    make : bool
+        Build them where that has not happened before; False takes them where they are there already, and waits for
+        no build that is under way.
     """
     if status().state == "off":
         return status()
     build = _build
     with build.lock:
+        if build.status.state == "building" and not make:
+            return build.status
         if build.status.state == "absent":
-            build.thread = threading.Thread(target=_run, args=(build,), name="l2path-native", daemon=True)
+            build.thread = threading.Thread(target=_run, args=(build, make), name="l2path-native", daemon=True)
             build.status = Status("building")
             build.thread.start()
     if build.thread is not None and wait != 0:
@@ -99,18 +104,19 @@ def prepare(wait: float | None = 0.0) -> Status:
     return build.status
 
 
-def _run(build: _Build) -> None:
+def _run(build: _Build, make: bool) -> None:
     """Build and load; whatever goes wrong is a reason to do without, and none to trouble the caller."""
     try:
-        build.status = Status("ready", library=_load(build))
+        library = _load(build, make)
+        build.status = Status("ready", library=library) if library else Status("absent")
     except Exception as error:
         build.status = Status("failed", str(error) or type(error).__name__)
     finally:
         build.compiler = None
 
 
-def _load(build: _Build) -> Path:
-    """Make the operations available; returns the library that they are from."""
+def _load(build: _Build, make: bool) -> Path | None:
+    """Make the operations available; returns the library that they are from, None where it is not to be made."""
     compiler = find_compiler()
     root = Path(torch.__file__).parent
     command = [
@@ -125,6 +131,8 @@ def _load(build: _Build) -> Path:
         digest.update(source.read_bytes())
     library = cache_folder() / f"kernels-{digest.hexdigest()[:24]}.so"
     if not library.exists():
+        if not make:
+            return None
         _compile(build, command, library)
     try:
         _install(library)

@@ -1,5 +1,5 @@
 // The kernels of l2path::native_lstm and its kin, which recurrent.py declares: see there for what they compute. They
-// take operands of any strides with any number of leading axes, the members', and run on the caller's thread.
+// take operands of any strides with any number of leading axes, the members', which torch's threads share.
 
 #include "cells.h"
 #include "handles.h"
@@ -74,12 +74,12 @@ void native_lstm(const AtenTensorHandle* given, AtenTensorHandle* results) {
   const Operand to_h(h.handle), to_c(c.handle), to_gates(gates.handle);
   by_type(z, [&](auto zero) {
     using T = decltype(zero);
-    for (Index i = 0; i < call.members; i++) {
+    side_by_side(call.members, [&](Index i) {
       T *states = to_h.part<T>(3, i), *cells = to_c.part<T>(3, i);
       copy(h0.matrix<const T>(i), b, k, states);
       copy(c0.matrix<const T>(i), b, k, cells);
       lstm<T>(call.layer(), steps<T>(z, i), w.matrix<const T>(i), states, cells, to_gates.part<T>(3, i));
-    }
+    });
   });
   results[0] = h.release(), results[1] = c.release(), results[2] = gates.release();
 }
@@ -95,10 +95,10 @@ void native_lstm_backward(const AtenTensorHandle* given, AtenTensorHandle* resul
   const Operand to_dz(dz.handle), to_dh0(dh0.handle), to_dc0(dc0.handle);
   by_type(gates, [&](auto zero) {
     using T = decltype(zero);
-    for (Index i = 0; i < call.members; i++) {
+    side_by_side(call.members, [&](Index i) {
       lstm_backward<T>(call.layer(), steps<T>(gates, i), steps<T>(c, i), w.matrix<const T>(i), steps<T>(dh, i),
                        dc.matrix<const T>(i), to_dz.part<T>(3, i), to_dh0.part<T>(2, i), to_dc0.part<T>(2, i));
-    }
+    });
   });
   results[0] = dz.release(), results[1] = dh0.release(), results[2] = dc0.release();
 }
@@ -113,12 +113,12 @@ void native_gru(const AtenTensorHandle* given, AtenTensorHandle* results) {
   const Operand to_h(h.handle), to_gates(gates.handle);
   by_type(z, [&](auto zero) {
     using T = decltype(zero);
-    for (Index i = 0; i < call.members; i++) {
+    side_by_side(call.members, [&](Index i) {
       T* states = to_h.part<T>(3, i);
       copy(h0.matrix<const T>(i), b, k, states);
       gru<T>(call.layer(), steps<T>(z, i), w.matrix<const T>(i), {bias.part<const T>(1, i), 0, bias.stride(1)}, states,
              to_gates.part<T>(3, i));
-    }
+    });
   });
   results[0] = h.release(), results[1] = gates.release();
 }
@@ -133,10 +133,10 @@ void native_gru_backward(const AtenTensorHandle* given, AtenTensorHandle* result
   const Operand to_d(d.handle), to_dh0(dh0.handle);
   by_type(gates, [&](auto zero) {
     using T = decltype(zero);
-    for (Index i = 0; i < call.members; i++) {
+    side_by_side(call.members, [&](Index i) {
       gru_backward<T>(call.layer(), steps<T>(gates, i), steps<T>(h, i), w.matrix<const T>(i), steps<T>(dh, i),
                       to_d.part<T>(3, i), to_dh0.part<T>(2, i));
-    }
+    });
   });
   results[0] = d.release(), results[1] = dh0.release();
 }

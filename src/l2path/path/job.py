@@ -12,7 +12,7 @@ import torch
 
 from l2path.blocks import Block
 from l2path.data import Source
-from l2path.engine import Step, run_steps
+from l2path.engine import Engine, Step, run_steps
 from l2path.functional import Functional, forked_rng
 from l2path.memory import operations
 from l2path.outputs import Parts
@@ -20,11 +20,21 @@ from l2path.types import Batch, Tree
 
 
 class Steps(NamedTuple):
-    """The step of one member: to be batched, to be looped, and to be compiled."""
+    """The step of one member: to be batched, to be looped, to be compiled; and to be batched with native kernels.
+
+    The last one is there for modules with recurrent layers, which torch batches badly.
+    """
 
     batched: Step
     looped: Step
     traced: Step
+    fused: Step | None = None
+
+    def of(self, engine: Engine) -> Step:
+        """Return the step that an engine does where it has no program."""
+        if engine.kind == "loop":
+            return self.looped
+        return self.fused if engine.kind == "vmap" and engine.native and self.fused else self.batched
 
 
 class Outputs(NamedTuple):

@@ -116,18 +116,18 @@ def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]
         noise = noise_of(job, module)
         if noise is not None and (why := noise.refused(job.batch)):
             raise ValueError(why)
-        blocks = [_sampled(job, module, engine.steps)]
+        blocks = [sampled(job, module, engine.steps)]
         if engine.partial:
             blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
         known = next(iter(programs.values()), None) if job.alike else None
-        if known is not None and all(_right(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
+        if known is not None and all(agrees(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
             programs[module] = known
             continue
         program = Compiled(
             steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None, busy=busy
         )
         for block in blocks:
-            if not _right(program.compile, block, job, module, engine.member_chunk, noise):
+            if not agrees(program.compile, block, job, module, engine.member_chunk, noise):
                 raise ValueError("compiled steps differ from vmapped ones")
         program.joins = _may_join(program, job, module, noise)
         programs[module] = program
@@ -135,7 +135,7 @@ def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]
     return replace(engine, workers=max(1, workers)), programs
 
 
-def _right(
+def agrees(
     call: Callable[[Tree, Block, Tree], tuple[Tree, Tree]],
     block: Block,
     job: Job,
@@ -143,7 +143,7 @@ def _right(
     members: int,
     noise: Noise | None,
 ) -> bool:
-    """Whether a compiled call agrees with a module's vmapped steps.
+    """Whether a call that does the steps of a block agrees with a module's vmapped steps.
 
     In the metrics of its first steps, in the state of all members where it has one or two, and in the number of steps
     that it has counted: in many of them rounding grows, beyond all bounds where a learning rate is large.
@@ -151,9 +151,9 @@ def _right(
     state, extra = job.sample(module, members)
     few = Block(block.batches[:CHECKED])
     with forked_rng(job.device):
-        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(_seeded, job.device))
+        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device))
         given = block if noise is None else noise.beside(block, 0, 0)
-    with one_thread():
+    with one_thread(), forked_rng(job.device):
         got = call(state, given, extra)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
     pairs += [(got[0], want[0])] if len(block) <= WHOLE else []
@@ -162,14 +162,14 @@ def _right(
     )
 
 
-def _sampled(job: Job, module: int, count: int) -> Block:
+def sampled(job: Job, module: int, count: int) -> Block:
     """Return so many batches to compile for, every other one with other rows: a program may mix them up."""
     state, extra = job.sample(module, 1)
     try:
         other = _other_rows(job.batch)
         with forked_rng(job.device):
             found = run_steps(
-                "vmap", job.steps[module].batched, state, Block([other]), extra, partial(_seeded, job.device)
+                "vmap", job.steps[module].batched, state, Block([other]), extra, partial(seeded, job.device)
             )
         usable = all(bool(x.isfinite().all()) for x in tensor_leaves((found[0].params, found[1])))
     except Exception:  # of a module to which they are no batch
@@ -196,7 +196,7 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
         step, rows = job.steps[module].batched, torch.arange(2, device=job.device).split(1)
         with forked_rng(job.device):
             want = [
-                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(_seeded, job.device))
+                run_steps("vmap", step, take(state, c), block, take(extra, c), partial(seeded, job.device))
                 for c, block in zip(rows, blocks, strict=True)
             ]
             given = blocks if noise is None else [noise.beside(block, 0, 0) for block in blocks]
@@ -216,6 +216,6 @@ def _may_join(program: Compiled, job: Job, module: int, noise: Noise | None) -> 
     return True
 
 
-def _seeded(device: torch.device, step: int) -> None:
+def seeded(device: torch.device, step: int) -> None:
     """Seed what is drawn at a step."""
     seed_generators(device, step_seed(0, step))

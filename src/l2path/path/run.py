@@ -24,6 +24,7 @@ from l2path.path.chunks import Chunk, EpochEvent, Group, weights_of
 from l2path.path.driver import BLOCK_BYTES, Driver
 from l2path.path.evaluation import Validation
 from l2path.path.failure import explain, keep_partial
+from l2path.path.fused import fused_as_asked, with_native_kernels
 from l2path.path.halving import Halving, SuccessiveHalving
 from l2path.path.job import Job, Steps
 from l2path.path.members import Members
@@ -192,7 +193,10 @@ def train_members(
         if templates[s] not in steps:
             looped = step(fn.with_substitutes(None), grad_with_autograd)
             traced = step(fn.with_substitutes(None).lowered(), grad_with_torch_func)
-            steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped, traced)
+            fused = None
+            if (lowered := fn.lowered()) is not fn and fn.device.type == "cpu":
+                fused = with_native_kernels(step(lowered, grad_with_torch_func))
+            steps[templates[s]] = Steps(step(fn, grad_with_torch_func), looped, traced, fused)
     owners = {templates[s]: s for s in reversed(table.seeds)}
     members = {key: [k for k in every if table.keys[k] == key] for key in keys}
     job = Job(
@@ -212,6 +216,8 @@ def train_members(
     programs: dict[int, Programs] = {}
     if chosen.kind == "vmap" and engine == "auto":
         chosen, programs = tune(chosen, job, resize=settings.member_chunk == "auto")
+    elif chosen.kind == "vmap" and chosen.native:
+        chosen = fused_as_asked(chosen, job)
     elif chosen.kind == "compiled":
         asked = not isinstance(engine, Engine)
         resize = asked and settings.member_chunk == "auto"
@@ -226,7 +232,7 @@ def train_members(
             s,
             fn if chosen.kind != "loop" else fn.with_substitutes(None),
             scored.fns[s],
-            own_steps.looped if chosen.kind == "loop" else own_steps.batched,
+            own_steps.of(chosen),
             peeked[id(sources[key])],
             scored.validations.get(fold),
             scored.monitors.get(fold),

@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import torch
 
+from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import Compiled
 from l2path.compiling import one_thread
 from l2path.engine import Engine, Kind, Step, run_steps
 from l2path.errors import ArgumentError
 from l2path.functional import forked_rng
+from l2path.path.fused import refused
 from l2path.path.job import Job
 from l2path.path.outputs import FASTER, outputs_pay
 from l2path.path.programs import (
@@ -57,6 +59,9 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     members = min(chosen.member_chunk, max(job.groups), int((PART * job.model_steps - TIMED) / TIMED))
     if members < 1:
         return chosen, {}
+    fused = job.steps[first].fused
+    if fused is not None:
+        lowerings.prepare(wait=None, make=False)
     key = f"{machine(job.device)}; {job.what}; {members} members"
     known = recall(key)
     when = "measured before" if "looped" in known else "measured"
@@ -66,14 +71,24 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
         return chosen, {}
     if "looped" not in known:
         known["looped"] = _seconds("loop", job.steps[first].looped, job, first, 1)
+        if fused is not None and lowerings.enabled():
+            known["fused"] = _seconds("vmap", fused, job, first, members) / members
         note(key, known)
     vmapped, looped = known["vmapped"], known["looped"]
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}"
+    if "fused" in known:
+        said += f", with native kernels {known['fused'] * 1e6:.3g}"
+    rates = said
     if "compiled" in known:
         said += f", compiled {known['compiled'] * 1e6:.3g}" if known["compiled"] < math.inf else ", compiling failed"
     seconds, engine = vmapped, replace(chosen, reason=f"{when}: {said}")
     if looped < FASTER * vmapped:
         seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"{when}: {said}")
+    if known.get("fused", math.inf) < FASTER * seconds:
+        if why := next(filter(None, (refused(job, module) for module in job.steps)), None):
+            engine = replace(engine, reason=f"{engine.reason}; without native kernels: {why}")
+        else:
+            seconds, engine = known["fused"], replace(chosen, native=True, reason=f"{when}: {said}")
     if not _may_pay(job, known, seconds * job.model_steps, vmapped * members):
         return engine, {}
     why = cannot_compile(job)
@@ -94,8 +109,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     fast = _seconds("compiled", programs[first].steps, job, first, found.member_chunk)
     fast = fast / found.member_chunk / found.workers
     note(key, {"compiling": min(took, known.get("compiling", took)), "compiled": fast})  # with warm caches, once
-    said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}, compiled {fast * 1e6:.3g}"
-    said = f"measured: {said} (in {took:.3g} s)"
+    said = f"measured: {rates}, compiled {fast * 1e6:.3g} (in {took:.3g} s)"
     if fast > FASTER * seconds:
         return replace(engine, reason=said), {}
     return replace(found, reason=said + found.reason.removeprefix(wanted.reason)), programs

@@ -166,11 +166,7 @@ def as_strength(leaf: Any, names: Names, name: str, argument: str, members: int 
             )
         value = value.expand(members, *value.shape[1:])
         inner = value.shape[1:]
-    try:
-        fits = torch.broadcast_shapes(inner, param.shape) == param.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not _broadcasts(inner, param.shape):
         raise ArgumentError(
             f"{argument} (parameter {name!r})",
             got=f"shape {list(inner)}" + ("" if members is None else " after the lambda axis"),
@@ -179,6 +175,11 @@ def as_strength(leaf: Any, names: Names, name: str, argument: str, members: int 
             + ("; many lambdas at once are batch_train's, not one step's" if members is None else ""),
         )
     return value
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    # torch.broadcast_shapes imports sympy.
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False))
 
 
 def to_tensor(leaf: Any, dtype: torch.dtype, device: torch.device, argument: str) -> Tensor:
