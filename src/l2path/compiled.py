@@ -1,4 +1,4 @@
-"""Many steps of all members of a chunk as one compiled program (``torch.compile``, with a loop inside)."""
+"""Steps of all members of a chunk as one compiled program (``torch.compile``): many of them, in a loop inside of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._higher_order_ops.scan import scan
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from l2path.blocks import Block
-from l2path.compiling import as_handed, compiled, lowering, owned, without_noise
+from l2path.compiling import as_handed, compiled, does_many_steps, lowering, owned, without_noise
 from l2path.functional import Given, vmap
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
@@ -33,6 +33,8 @@ class Piece(NamedTuple):
 class Compiled:
     """Steps of a chunk, many of them in one call, compiled for batches of the shapes that :meth:`compile` was given.
 
+    On an accelerator a call is one step, whose results are copied: the next call writes where they lie.
+
     Other batches, and steps that do not fill a call, go through the vmapped step as it is.
 
     Parameters
@@ -46,6 +48,8 @@ class Compiled:
         Use native kernels where they are built and faster; see :mod:`l2path.lowerings`.
     noisy : bool
         Whether batches are pairs ``(batch, noise)``, where the step is given the random numbers that it draws.
+    substituted : bool
+        Whether vmap needs equivalents of torch functions outside of the program as well.
     busy : lock, optional
         Held while the module is called outside of the program; a thread may take it more than once. All programs of a
         run share one, as they may share modules.
@@ -59,6 +63,7 @@ class Compiled:
         native: bool,
         *,
         noisy: bool = False,
+        substituted: bool = False,
         busy: AbstractContextManager[Any] | None = None,
     ) -> None:
         # The lock under which torch traces; and what lets a loop's body have side effects that end within it. Private,
@@ -67,35 +72,41 @@ class Compiled:
         from torch._dynamo.utils import _disable_side_effect_safety_checks_for_current_subtracer as unchecked
 
         self.members, self.busy, self.compiling = members, busy or threading.RLock(), compile_lock
-        alone = given(step, native=native) if noisy else step
+        alone = given(step, native=native) if noisy else lowering(step, native=native) if substituted else step
         self.vmapped: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, None, 0))
         self.each: Callable[[Tree, Batch, Tree], Any] = vmap(alone, in_dims=(0, 0, 0))  # on a batch of its own
         self.joins = False  # whether that may be used
-        traced = self.vmapped if noisy else lowering(self.vmapped, native=native)
+        traced = self.vmapped if noisy else lowering(vmap(step, in_dims=(0, None, 0)), native=native)
+
+        def one(carry: Sequence[Tensor], batch: Batch, per_member: Tree) -> tuple[list[Tensor], list[Tensor]]:
+            parts = tree_unflatten(list(carry), self._form), batch, per_member
+            # What the step enters are modes, which are a side effect in a loop; around it they would not reach in.
+            state, metrics = unchecked(traced, *parts)
+            # A loop wants results that share no memory with what it was given.
+            return [owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
 
         def block(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
-            def one(carry: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-                parts = tree_unflatten(list(carry), self._form), batch, per_member
-                # What the step enters are modes, which are a side effect in a loop; around it they would not reach in.
-                state, metrics = unchecked(traced, *parts)
-                # A loop wants results that share no memory with what it was given.
-                return [owned(x) for x in tree_leaves(state)], [x.clone() for x in tree_leaves(metrics)]
-
-            found: tuple[Sequence[Tensor], Tree] = scan(one, leaves, batches)
+            found: tuple[Sequence[Tensor], Tree] = scan(lambda c, b: one(c, b, per_member), leaves, batches)
             return found
 
-        self._program = compiled(block, device, native=native)
+        def single(leaves: Sequence[Tensor], batches: Batch, per_member: Tree) -> tuple[Sequence[Tensor], Tree]:
+            state, metrics = one(leaves, map_tensors(lambda x: x[0], batches), per_member)
+            return state, [x.unsqueeze(0) for x in metrics]
+
+        self._loops = does_many_steps(device)
+        self._program = compiled(block if self._loops else single, device, native=native)
         self._form: Any = None  # of a state
         self._steps: dict[tuple[Any, ...], int] = {}  # that a call does, by the shape of a batch
 
     def compile(self, state: Tree, block: Block, per_member: Tree) -> tuple[Tree, Tree]:
-        """Compile for as many batches like these, and return what the program returns.
+        """Compile for as many batches like these (on an accelerator for one), and return what the program returns.
 
         Raises
         ------
         Exception
             Whatever torch says of a step that it cannot compile.
         """
+        assert self._loops or len(block) == 1
         self._form = tree_structure(state)
         with without_noise():
             found = self._call(state, block.stacked(0, len(block)), per_member)
@@ -174,6 +185,7 @@ class Compiled:
     ) -> tuple[Tree, list[Sequence[Tensor]]]:
         history: list[Sequence[Tensor]] = []
         for batch in batches:
+            torch.clear_autocast_cache()  # of weights that were there for one step only
             with self.undisturbed():
                 state, metrics = step(state, batch, per_member)
             history.append([m.unsqueeze(0) for m in tree_leaves(metrics)])
@@ -195,7 +207,11 @@ class Compiled:
 
     def _call(self, state: Tree, batches: Batch, per_member: Tree) -> tuple[Tree, Tree]:
         leaves = [as_handed(x) for x in tree_leaves(state)]
+        if not self._loops:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last call returned has been copied
         leaves, metrics = self._program(leaves, batches, per_member)
+        if not self._loops:
+            leaves, metrics = ([x.clone() for x in tree_leaves(part)] for part in (leaves, metrics))
         return tree_unflatten(list(leaves), self._form), metrics
 
 

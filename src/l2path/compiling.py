@@ -30,6 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "cpp_wrapper_build_separate": True,
         "cpp.vec_isa_ok": True,
     },
+    # A call is recorded once and then started as a whole.
+    "cuda": {"triton.cudagraphs": True},
 }
 
 
@@ -43,6 +45,14 @@ def compiled(call: Callable[..., Any], device: torch.device, *, native: bool) ->
         options |= lowerings.compile_options()
     found: Callable[..., Any] = torch.compile(_own_code(call), fullgraph=True, dynamic=False, options=options)
     return found
+
+
+def does_many_steps(device: torch.device) -> bool:
+    """Whether a program does many steps in a loop of its own, several programs side by side.
+
+    An accelerator would wait for this machine before each turn of a loop, and it is one: there a program does one step.
+    """
+    return device.type == "cpu"
 
 
 # Torch's own modules and this package's, as guards name them; and what is inside of parameters and buffers.

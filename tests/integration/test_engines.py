@@ -534,6 +534,54 @@ def test_auto_goes_on_where_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) 
     assert "not compiled: RuntimeError: no compiler here" in result.engine.reason
 
 
+class Likelihood(nn.Module):
+    """A learned variance. The loss has an equivalent that can be traced, unless forward reads its count of calls."""
+
+    calls: Tensor
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mean, self.variance, self.counts = nn.Linear(5, 1).double(), nn.Linear(5, 1).double(), counts
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        scale = 1 + 1 / int(self.calls) if self.counts else 1.0
+        return self.mean(x) * scale, F.softplus(self.variance(x))
+
+
+def likelihood(outputs: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    return F.gaussian_nll_loss(outputs[0], target.double().unsqueeze(1), outputs[1])
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_equivalents_of_torch_functions_in_compiled_members(partial: bool, two_threads: None) -> None:
+    """In the program, and in the steps that do not fill a call."""
+    engine = Engine("compiled", 5, steps=2, partial=partial)
+    options: dict[str, Any] = {"loss_fn": likelihood, "epochs": 3}
+    found = train(module=Likelihood(counts=False), engine=engine, **options)
+    looped = train(module=Likelihood(counts=False), engine="loop", **options)
+    assert found.engine.kind == "compiled"
+    assert_trees_close(found.params, looped.params, RTOL)
+    assert_trees_close(found.history, looped.history, RTOL)
+
+
+@pytest.mark.parametrize("engine", ["auto", "compiled"])
+def test_what_only_vmap_has_equivalents_for_is_not_compiled(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long job goes on as it is; it ended with an error of vmap while its compilation was estimated."""
+    monkeypatch.setattr(tuning, "_seconds", lambda *_: 1.0)
+    options: dict[str, Any] = {"loss_fn": likelihood, "epochs": 600, "engine": engine}
+    options["on_epoch"] = lambda event: event.active & (event.epoch < 2)
+    if engine == "compiled":
+        with pytest.raises(l2path.ArgumentError, match="'compiled', but forward reads a number out of a tensor"):
+            train(module=Likelihood(counts=True), **options)
+        return
+    result = train(module=Likelihood(counts=True), **options)
+    assert result.engine.kind == "vmap"
+    assert "not compiled: forward reads a number out of a tensor" in result.engine.reason
+
+
 @pytest.mark.parametrize("bad", ["fast", Engine("compiled", 0), Engine("compiled", 2, workers=0)])
 def test_bad_engines(bad: Any) -> None:
     with pytest.raises(l2path.ArgumentError, match=r"^engine: got"):

@@ -199,6 +199,28 @@ def test_autocast(norm: nn.Module, where: str) -> None:
         check(result, module, lambda epoch: batches(epoch + 1), F.cross_entropy, 0.05, around)
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_autocast_around_compiled_steps(partial: bool) -> None:
+    """Workers have the caller's autocast: in programs, and in the steps that do not fill a call."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
+    x, y = torch.randn(70, 8), torch.randint(3, (70,))
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.dtype != torch.bfloat16:
+            raise TypeError(f"outputs in {outputs.dtype}")
+        return F.cross_entropy(outputs.float(), targets)
+
+    engine = l2path.Engine("compiled", 2, steps=2, partial=partial)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = train(net, (x, y), loss_fn, engine=engine, batch_size=20)
+        looped = train(net, (x, y), loss_fn, engine="loop", batch_size=20)
+    assert found.engine.kind == "compiled"
+    assert {p.dtype for p in found.params.values()} == {torch.float32}
+    assert_trees_close(found.params, looped.params, 0.02)
+    assert_trees_close(found.history, looped.history, 0.02)
+
+
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_autocast_keeps_no_copies_of_past_weights(engine: str) -> None:
     torch.manual_seed(0)

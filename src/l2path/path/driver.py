@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from l2path.blocks import Block
-from l2path.compiling import one_thread
+from l2path.compiling import does_many_steps, one_thread
 from l2path.engine import Engine, EvalKind, as_array, finite_members, members_of, run_steps, take
 from l2path.errors import ArgumentError, EngineWarning
 from l2path.functional import seed_generators
@@ -169,7 +169,7 @@ class Driver:
 
     def _begin(self, read: Read) -> None:
         """Let workers begin with all chunks of a block, and of the next one if it can be known."""
-        if any(group.compiled is None for group in self.groups):
+        if any(group.compiled is None for group in self.groups) or not does_many_steps(self.groups[0].fn.device):
             return
         self.workers = self.workers or Workers(self.engine.workers, joins=self.reader.in_memory)
         self.workers.begin(read, self.chunks)

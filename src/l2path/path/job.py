@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from l2path.blocks import Block
+from l2path.compiling import lowering
 from l2path.data import Source
 from l2path.engine import Engine, Step, run_steps
 from l2path.functional import Functional, forked_rng
@@ -94,6 +95,8 @@ class Job:
     device : torch.device
     draws : bool
         Whether a step draws random numbers.
+    substituted : bool
+        Whether vmap needs equivalents of torch functions.
     alike : bool
         Whether all modules are alike but for their parameters and buffers, as far as can be told.
     outputs : callable
@@ -111,6 +114,7 @@ class Job:
     sample: Callable[[int, int], tuple[Tree, Tree]]
     device: torch.device
     draws: bool
+    substituted: bool = False
     alike: bool = False
     outputs: Callable[[], Outputs | None] = lambda: None
     what: str = ""
@@ -126,10 +130,9 @@ class Job:
         """How many operations one step to be compiled consists of."""
         module = next(iter(self.steps))
         state, extra = self.sample(module, 2)
+        step = lowering(self.steps[module].traced, native=False)
         with forked_rng(self.device):
-            return operations(
-                lambda: run_steps("vmap", self.steps[module].traced, state, Block([self.batch]), extra, lambda _: None)
-            )
+            return operations(lambda: run_steps("vmap", step, state, Block([self.batch]), extra, lambda _: None))
 
     @property
     def remainders(self) -> list[int]:

@@ -14,16 +14,17 @@ import torch
 from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import COMPILED_CHUNK_BYTES, Compiled, Piece
-from l2path.compiling import one_thread
-from l2path.engine import Engine, run_steps, take
+from l2path.compiling import does_many_steps, one_thread
+from l2path.engine import Engine, auto_chunk, run_steps, take
 from l2path.functional import forked_rng, seed_generators
+from l2path.memory import free_memory
 from l2path.order import step_seed
 from l2path.outputs import CompiledOutputs
 from l2path.path.chunks import TOGETHER
 from l2path.path.job import Job
 from l2path.path.noise import Noise
 from l2path.path.outputs import compile_outputs
-from l2path.path.selfcheck import agree, first_line, tolerance_for
+from l2path.path.selfcheck import TOLERANCE, agree, first_line, tolerance_for, tolerance_of
 from l2path.trees import map_tensors, tensor_leaves, tree_map
 from l2path.types import Batch, Tree
 
@@ -40,21 +41,16 @@ def native_kernels(device: torch.device) -> bool:
     return device.type == "cpu" and lowerings.prepare(wait=BUILD_SECONDS).state == "ready"
 
 
-def cannot_compile(job: Job) -> str | None:
-    """Return why a step is not to be compiled; None if it may be."""
-    if torch.is_autocast_enabled(job.device.type):
-        return "autocast around the call"
-    return None
-
-
 def workers_for(job: Job) -> int:
-    """Return how many threads run chunks side by side: on an accelerator they would wait for each other."""
-    return torch.get_num_threads() if job.device.type == "cpu" else 1
+    """Return how many threads run chunks side by side."""
+    return torch.get_num_threads() if does_many_steps(job.device) else 1
 
 
 def compiled_chunk(job: Job) -> int:
     """Return how many members a compiled program is for."""
     live = max(1, job.live_bytes())
+    if not does_many_steps(job.device):  # there is one program at a time, and all that keeps the device busy is welcome
+        return min(auto_chunk(live, job.device, free_memory(job.device)), max(job.groups))
     workers = max(1, min(workers_for(job), sum(job.groups) * live // LEAST_CHUNK_BYTES))
     most = min(max(1, COMPILED_CHUNK_BYTES // live), max(job.groups), math.ceil(sum(job.groups) / workers))
 
@@ -123,12 +119,15 @@ def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]
         if known is not None and all(agrees(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
             programs[module] = known
             continue
-        program = Compiled(
-            steps.traced, engine.member_chunk, job.device, engine.native, noisy=noise is not None, busy=busy
-        )
+        kind = {"noisy": noise is not None, "substituted": job.substituted}
+        program = Compiled(steps.traced, engine.member_chunk, job.device, engine.native, busy=busy, **kind)
         for block in blocks:
             if not agrees(program.compile, block, job, module, engine.member_chunk, noise):
                 raise ValueError("compiled steps differ from vmapped ones")
+        if not does_many_steps(job.device):  # calls are recorded the second time and repeated from the third on
+            several = sampled(job, module, CHECKED)
+            if not agrees(program.run, several, job, module, engine.member_chunk, noise):
+                raise ValueError("calls of a compiled step that follow each other differ from vmapped ones")
         program.joins = _may_join(program, job, module, noise)
         programs[module] = program
     workers = min(engine.workers, sum(math.ceil(m / engine.member_chunk) for m in job.groups))
@@ -149,17 +148,22 @@ def agrees(
     that it has counted: in many of them rounding grows, beyond all bounds where a learning rate is large.
     """
     state, extra = job.sample(module, members)
-    few = Block(block.batches[:CHECKED])
+    few, found = Block(block.batches[:CHECKED]), list[tuple[Tree, Tree]]()
+
+    def steps() -> None:
+        found.append(run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device)))
+
     with forked_rng(job.device):
-        want = run_steps("vmap", job.steps[module].batched, state, few, extra, partial(seeded, job.device))
+        coarsest = tolerance_of(steps)
+        want = found[0]
         given = block if noise is None else noise.beside(block, 0, 0)
     with one_thread(), forked_rng(job.device):
         got = call(state, given, extra)
     pairs = [(map_tensors(lambda m: m[: len(few)], got[1]), want[1])]
     pairs += [(got[0], want[0])] if len(block) <= WHOLE else []
-    return bool((got[0].step == state.step + len(block)).all()) and all(
-        agree(a, b, tolerance_for(want)) for a, b in pairs
-    )
+    # Numbers that were rounded to half precision on their way, as under autocast, are no more exact for being wider.
+    tolerance = max(tolerance_for(want), coarsest if coarsest > TOLERANCE[torch.float32] else 0.0)
+    return bool((got[0].step == state.step + len(block)).all()) and all(agree(a, b, tolerance) for a, b in pairs)
 
 
 def sampled(job: Job, module: int, count: int) -> Block:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
 
+import torch
+
 import l2path.path.first_batch as first_batch
 import l2path.path.preflight as preflight
 import l2path.path.selfcheck as selfcheck
@@ -209,6 +211,7 @@ def train_members(
         sample=lambda template, n: stacked([k % len(table) for k in range(n)], owners[template]),
         device=fns[seed].device,
         draws=verdict.draws,
+        substituted=verdict.substitutes is not None,
         alike=same and not any(anchors.values()),
         what=what_runs(fns[seed], settings, batch),
         outputs=cache(lambda: scored.outputs(templates, {key: len(own) for key, own in members.items()})),
@@ -302,4 +305,6 @@ def what_runs(fn: Functional, settings: Settings, batch: Batch) -> str:
         settings.optimizer.name,
         describe_batch(batch),
     ]
+    if torch.is_autocast_enabled(fn.device.type):
+        parts.append(f"autocast to {torch.get_autocast_dtype(fn.device.type)}")
     return f"{fn.template}; " + ", ".join(parts)

@@ -13,7 +13,7 @@ import torch
 from l2path import lowerings
 from l2path.blocks import Block
 from l2path.compiled import Compiled
-from l2path.compiling import one_thread
+from l2path.compiling import does_many_steps, one_thread
 from l2path.engine import Engine, Kind, Step, run_steps
 from l2path.errors import ArgumentError
 from l2path.functional import forked_rng
@@ -22,7 +22,6 @@ from l2path.path.job import Job
 from l2path.path.outputs import FASTER, outputs_pay
 from l2path.path.programs import (
     Programs,
-    cannot_compile,
     compile_all,
     compiled_chunk,
     native_kernels,
@@ -89,13 +88,11 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
             engine = replace(engine, reason=f"{engine.reason}; without native kernels: {why}")
         else:
             seconds, engine = known["fused"], replace(chosen, native=True, reason=f"{when}: {said}")
-    if not _may_pay(job, known, seconds * job.model_steps, vmapped * members):
-        return engine, {}
-    why = cannot_compile(job)
-    if job.device.type != "cpu":
-        why = f"compiled programs have not been tried on {job.device.type}; engine='compiled' asks for them"
-    if why:
-        return replace(engine, reason=f"{engine.reason}; not compiled: {why}"), {}
+    try:
+        if not _may_pay(job, known, seconds * job.model_steps, vmapped * members):
+            return engine, {}
+    except Exception as error:  # of a step that only vmap's substitutes do
+        return replace(engine, reason=f"{engine.reason}; not compiled: {first_line(error)}"), {}
     size = compiled_chunk(job) if resize else members
     wanted = _wanted(job, size, vmapped, native=native_kernels(job.device))
     started = time.perf_counter()
@@ -118,15 +115,20 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
 def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
     """Return the compiled engine for a job whose vmapped model-step takes so many seconds."""
     steps, partial = _steps_of_a_call(job, seconds), _partial_pays(job, seconds)
-    outputs, workers = outputs_pay(job, _compiling_outputs(job)), workers_for(job)
+    outputs = does_many_steps(job.device) and outputs_pay(job, _compiling_outputs(job))
+    workers = workers_for(job)
     return Engine("compiled", members, workers=workers, steps=steps, native=native, partial=partial, outputs=outputs)
 
 
 def _steps_of_a_call(job: Job, seconds: float) -> int:
     """Return how many steps to do in one call, where a vmapped model-step takes so many seconds.
 
+    On an accelerator that is one.
+
     Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end.
     """
+    if not does_many_steps(job.device):
+        return 1
     size = sum(x.nbytes for x in tensor_leaves(job.batch))
     most = min(BLOCK_SECONDS * GAIN / (seconds * sum(job.groups)), BLOCK_BYTES / max(1, size), MOST_STEPS)
     most = 2 ** int(math.log2(max(1.0, most)))  # so that noise in the seconds seldom makes a difference
@@ -159,10 +161,11 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
     ArgumentError
         If the step cannot be compiled.
     """
-    why = cannot_compile(job)
-    if why is None:
-        if resize:
-            engine = replace(engine, member_chunk=compiled_chunk(job))
+    if not does_many_steps(job.device):
+        engine = replace(engine, steps=1, workers=1, outputs=False)
+    if resize:
+        engine = replace(engine, member_chunk=compiled_chunk(job))
+    try:
         if asked:
             first, members = next(iter(job.steps)), min(engine.member_chunk, max(job.groups))
             vmapped = _seconds("vmap", job.steps[first].batched, job, first, members) / members
@@ -170,10 +173,9 @@ def compile_as_asked(engine: Engine, job: Job, *, asked: bool, resize: bool) -> 
             engine = replace(wanted, reason=engine.reason)
         elif engine.native:
             engine = replace(engine, native=native_kernels(job.device))
-        try:
-            return compile_all(engine, job, measured=asked)
-        except Exception as error:
-            why = first_line(error)
+        return compile_all(engine, job, measured=asked)
+    except Exception as error:
+        why = first_line(error)
     raise ArgumentError(
         "engine",
         got=f"'compiled', but {why}",

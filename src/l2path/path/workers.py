@@ -95,7 +95,8 @@ class Workers:
 
     def __init__(self, count: int, *, joins: bool) -> None:
         self.count, self.joins = count, joins
-        self.pool = ThreadPoolExecutor(count, initializer=_on_one_thread)
+        autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        self.pool = ThreadPoolExecutor(count, initializer=_prepared, initargs=autocast)
         self.now: Ahead | None = None
         self.next: Ahead | None = None
 
@@ -198,8 +199,10 @@ def _in_order(chunks: Sequence[Chunk], given: Mapping[int, Block], *, joins: boo
     return sorted(turns, key=lambda turn: turn.place)
 
 
-def _on_one_thread() -> None:
-    """Give a new thread one thread of torch's."""
+def _prepared(autocast: bool, dtype: torch.dtype) -> None:
+    """Give a new thread one thread of torch's, and the caller's autocast, which is each thread's own."""
+    torch.set_autocast_enabled("cpu", autocast)
+    torch.set_autocast_dtype("cpu", dtype)
     # At its first operation torch gives a thread what is set for the process then, whatever the thread has set before.
     # To ask for the number is such an operation.
     torch.get_num_threads()
