@@ -18,6 +18,7 @@ import l2path
 from l2path import engine as engines
 from l2path.compiled import Compiled
 from l2path.engine import Engine
+from l2path.functional.lowered import Lowered
 from l2path.lowerings import randomness
 from l2path.path import tuning
 from l2path.path.job import Job
@@ -657,3 +658,34 @@ def test_recurrent_members_with_dropout_are_compiled(two_threads: None) -> None:
     assert_trees_close(found.params, other.params, RTOL)
     assert_trees_close(found.history, other.history, RTOL)
     assert type(found.best.module().rnn) is nn.GRU
+
+
+class Padded(nn.Module):
+    """Attention that leaves out padding, and upsampling of what a convolution returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear")).double()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True).double()
+        self.head = nn.Linear(4, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.up(x.reshape(-1, 1, 1, 5)).flatten(2).mT
+        padding = torch.arange(20) >= 12 + (x[:, :1] > 0)
+        out: Tensor = self.head(self.attention(tokens, tokens, tokens, key_padding_mask=padding)[0].mean(1))
+        return out
+
+
+def test_padding_masks_and_upsampling_are_compiled(two_threads: None) -> None:
+    found, looped = (train(module=Padded(), engine=engine, epochs=2) for engine in ("compiled", "loop"))
+    assert found.engine.kind == "compiled"
+    assert_trees_close(found.params, looped.params, RTOL)
+    assert_trees_close(found.history, looped.history, RTOL)
+
+
+def test_a_padding_mask_of_another_shape_is_refused() -> None:
+    attention = nn.MultiheadAttention(4, 2, batch_first=True).double()
+    x, mask = torch.randn(3, 5, 4).double(), torch.zeros(3, 4, dtype=torch.bool)
+    with Lowered(), pytest.raises(AssertionError, match=r"key_padding_mask.shape to be \(3, 5\), but got \(3, 4\)"):
+        attention(x, x, x, key_padding_mask=mask)

@@ -171,6 +171,21 @@ def test_auto_takes_what_is_fastest(
     assert f"with native kernels {native / 7 * 1e6:.3g}" in result.engine.reason
 
 
+def test_a_long_job_with_packed_sequences_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused layers take none: neither native kernels nor a program stand in the way."""
+    family = next(f for f in RECURRENT if f.name == "LSTM, PackedSequence")
+    monkeypatch.setattr(tuning, "MEASURED", 0.0)
+    monkeypatch.setattr(tuning, "TIMED", 1)
+    monkeypatch.setattr(tuning, "PART", 1.0)
+    result, _ = run(family, {})
+    assert result.engine.kind in ("vmap", "loop")
+    assert not result.engine.native
+    for said in ("without native kernels: NotImplementedError", "not compiled: NotImplementedError"):
+        assert f"{said}: a fused LSTM takes no packed sequence" in result.engine.reason
+    for k, solo in enumerate(solo_runs(family)):
+        assert_trees_close(result.member(k).state_dict(), solo.module.state_dict(), RTOL, where=f"member {k}")
+
+
 def test_auto_does_without_what_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 

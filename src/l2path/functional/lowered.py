@@ -196,6 +196,11 @@ def attention(
     return found
 
 
+def interpolate(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return ``F.interpolate`` of a copy with its channels first in memory: a traced one cannot be batched else."""
+    return F.interpolate(input.contiguous(), *args, **kwargs)
+
+
 def unflatten(x: Tensor, dim: int | str, sizes: Any) -> Tensor | None:
     """Return ``x.unflatten(dim, sizes)``, whose Python the compiler cannot follow."""
     if isinstance(dim, str):
@@ -231,4 +236,5 @@ REPLACED: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: convolution,
     torch.conv2d: convolution,
     F.scaled_dot_product_attention: attention,
+    F.interpolate: interpolate,
 }

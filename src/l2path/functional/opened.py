@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -13,9 +14,16 @@ def _nobody(_: object) -> bool:
     return False
 
 
+def _check_key_padding_mask(mask: Tensor, src_len: int, bsz: int) -> None:
+    """Refuse a mask of another shape; torch's own makes its message in a way that the compiler cannot follow."""
+    if tuple(mask.shape) != (bsz, src_len):
+        raise AssertionError(f"expected key_padding_mask.shape to be {(bsz, src_len)}, but got {tuple(mask.shape)}")
+
+
 def _opened(function: Any) -> Callable[..., Any]:
     """Return a copy of a Python function of torch that does not ask whether somebody wants to take its place."""
-    names = {**function.__globals__, "has_torch_function": _nobody}
+    own = {"has_torch_function": _nobody, "_check_key_padding_mask": _check_key_padding_mask}
+    names = {**function.__globals__, **own}
     copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

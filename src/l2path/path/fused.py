@@ -25,11 +25,15 @@ def with_native_kernels(step: Step) -> Step:
     return run
 
 
-def refused(job: Job, module: int) -> str | None:
-    """Return why native kernels are not for vmapped steps of a module; None if they do what steps do without them.
+def refused(job: Job) -> str | None:
+    """Return why native kernels are not for vmapped steps; None if they do what steps do without them.
 
     They must be there.
     """
+    return next(filter(None, (_refused(job, module) for module in job.steps)), None)
+
+
+def _refused(job: Job, module: int) -> str | None:
     fused = job.steps[module].fused
     if fused is None:
         return "there is no recurrent layer that has some"
@@ -50,5 +54,5 @@ def refused(job: Job, module: int) -> str | None:
 def fused_as_asked(engine: Engine, job: Job) -> Engine:
     """Return an engine that was passed in, without native kernels (and why) where they cannot be had."""
     why = None if native_kernels(job.device) else "there are no native kernels here"
-    why = why or next(filter(None, (refused(job, module) for module in job.steps)), None)
+    why = why or refused(job)
     return replace(engine, native=False, reason=f"{engine.reason}; without native kernels: {why}") if why else engine

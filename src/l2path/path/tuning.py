@@ -58,8 +58,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     members = min(chosen.member_chunk, max(job.groups), int((PART * job.model_steps - TIMED) / TIMED))
     if members < 1:
         return chosen, {}
-    fused = job.steps[first].fused
-    if fused is not None:
+    if job.steps[first].fused is not None:
         lowerings.prepare(wait=None, make=False)
     key = f"{machine(job.device)}; {job.what}; {members} members"
     known = recall(key)
@@ -68,9 +67,12 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
         known["vmapped"] = _seconds("vmap", job.steps[first].batched, job, first, members) / members
     if known["vmapped"] * job.model_steps < MEASURED:
         return chosen, {}
+    fused, why = job.steps[first].fused if lowerings.enabled() else None, None
+    if fused is not None and (why := refused(job)):
+        fused = None
     if "looped" not in known:
         known["looped"] = _seconds("loop", job.steps[first].looped, job, first, 1)
-        if fused is not None and lowerings.enabled():
+        if fused is not None:
             known["fused"] = _seconds("vmap", fused, job, first, members) / members
         note(key, known)
     vmapped, looped = known["vmapped"], known["looped"]
@@ -83,11 +85,10 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     seconds, engine = vmapped, replace(chosen, reason=f"{when}: {said}")
     if looped < FASTER * vmapped:
         seconds, engine = looped, Engine("loop", chosen.member_chunk, reason=f"{when}: {said}")
-    if known.get("fused", math.inf) < FASTER * seconds:
-        if why := next(filter(None, (refused(job, module) for module in job.steps)), None):
-            engine = replace(engine, reason=f"{engine.reason}; without native kernels: {why}")
-        else:
-            seconds, engine = known["fused"], replace(chosen, native=True, reason=f"{when}: {said}")
+    if fused is not None and known.get("fused", math.inf) < FASTER * seconds:
+        seconds, engine = known["fused"], replace(chosen, native=True, reason=f"{when}: {said}")
+    if why:
+        engine = replace(engine, reason=f"{engine.reason}; without native kernels: {why}")
     try:
         if not _may_pay(job, known, seconds * job.model_steps, vmapped * members):
             return engine, {}
