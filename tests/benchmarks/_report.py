@@ -48,9 +48,13 @@ process in the meantime are given after a plus sign.
 JOBS = """
 ## Whole jobs, seconds
 
-From the call to the result in fresh processes, everything but importing included. A tilde marks what was not run to
-its end: the time of a tenth of it, and the steady rate for the rest.
+From the call to the result in fresh processes, everything but importing included. "loop" is one process with one
+thread, "loops" one for each core. A tilde marks what was not run to its end: the time of a tenth of it, and the steady
+rate for the rest.
 """
+JOBBERS = ("loop", "loops", "JAX", "auto")
+RATED = {"loop": "loops"}
+"""Rates of contenders that have none of their own."""
 SCALE = """
 ## From one member to thousands
 
@@ -157,9 +161,9 @@ def rates(results: list[Result]) -> str:
         [*n, f"{int(total):,}", *(job_cell(rows.get(label, {})) for label in labels), engine_of(rows.get("auto", {}))]
         for n, r in zip(named, results, strict=True)
         for total, rows in r.get("jobs", {}).items()
-        for labels in [("loops", "JAX", "auto")]
+        for labels in [JOBBERS]
     ]
-    return text + (JOBS + table([*head, "model-steps", "loops", "JAX", "auto", "taken"], jobs) if jobs else "")
+    return text + (JOBS + table([*head, "model-steps", *JOBBERS, "taken"], jobs) if jobs else "")
 
 
 def plain(reason: str) -> str:
@@ -264,6 +268,12 @@ def keep(folder: Path, stem: str, values: Mapping[str, Any]) -> None:
     """Write a file of results."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def kept(folder: Path, stem: str) -> dict[str, Any]:
+    """Return what a file of results holds."""
+    found: dict[str, Any] = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def write(folder: Path = RESULTS) -> None:

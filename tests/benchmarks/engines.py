@@ -5,6 +5,7 @@
     python -m tests.benchmarks.engines --quick mlp      one of them in under a minute, written nowhere
     python -m tests.benchmarks.engines --switches mlp   one technique after the other switched off
     python -m tests.benchmarks.engines --scale          tiny at K from 1 to 4096
+    python -m tests.benchmarks.engines --jobs lstm 32   whole jobs alone, beside the rates that are there already
 
 Each contender has processes of its own, which stay for all rounds; in a round all contenders take turns, and who is not
 in turn waits. A rate is model-steps (members x steps) per second of whole epochs while training goes on. The time of
@@ -75,14 +76,16 @@ def jobs(name: str, members: int, rows: Mapping[str, dict[str, Any]]) -> dict[st
         steps = max(1, round(total / members))
         batches = min(64, steps)
         task = Task("l2path", name, members, batches, epochs=max(1, round(steps / batches)))
-        ways = {"loops": per_core(replace(task, kind="loops")), "JAX": [replace(task, kind="jax")], "auto": [task]}
+        loop = replace(task, kind="loops")
+        ways = {"loop": [loop], "loops": per_core(loop), "JAX": [replace(task, kind="jax")], "auto": [task]}
         done = found[str(total)] = {}
         for label, tasks in ways.items():
             before = found.get(str(total // 10), {}).get(label, {})
             seconds = 0.0
-            if label != "auto" and "steps" in before and rows[label].get("rates"):
+            if label != "auto" and "steps" in before and rows[_report.RATED.get(label, label)].get("rates"):
                 more = members * task.batches * task.epochs - before["steps"]
-                seconds = before["seconds"] + more / _report.best(rows[label])
+                rate = _report.best(rows[_report.RATED.get(label, label)]) / (len(cores()) if label == "loop" else 1)
+                seconds = before["seconds"] + more / rate
             extrapolated = {"seconds": round(seconds, 1), "extrapolated": True}
             done[label] = extrapolated if seconds > LONG else whole_job(tasks, LIMIT)
             print(f"    {total} model-steps, {label}: {done[label].get('seconds', '-')} s", flush=True)
@@ -133,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     modes.add_argument("--switches", action="store_true", help="one technique after the other switched off")
     modes.add_argument("--scale", action="store_true", help="the tiny workload at K from 1 to 4096")
+    modes.add_argument("--jobs", action="store_true", help="whole jobs alone, kept beside the rates of before")
     parser.add_argument("--no-jobs", action="store_true", help="leave out whole jobs")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a contender in a round")
@@ -159,6 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         few = [32] if asked.switches or name in VARIATIONS else SIZES
         for members in sizes or few:
             about["machine"] = machine()
+            if asked.jobs:
+                before = _report.kept(asked.out, f"{name}-{members}")
+                print(f"{name}, K = {members}", flush=True)
+                done = jobs(name, members, before["rows"])
+                _report.keep(asked.out, f"{name}-{members}", before | {"jobs": done, "jobs_on": machine()})
+                continue
             case = {"workload": name, "members": members, "said": SAID[name], "order": list(ALL).index(name), **about}
             tasks = switches(name, members) if asked.switches else contenders(name, members)
             rows = side_by_side(tasks, asked.rounds, asked.seconds, LIMIT)

@@ -25,6 +25,7 @@ REFUSED = {
     "spectral_norm on Conv2d": "aten::div.out",
     "complex parameters": "scan is not lowered to while_loop",
     "autograd.Function": "does not have vmap support",
+    "CTC": "Dynamic shape operator",
 }
 VMAPPED = [f for f in FAMILIES if f.engine == "vmap" and not f.slow and "Packed" not in f.name]
 
