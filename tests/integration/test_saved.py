@@ -508,6 +508,7 @@ def test_every_field_has_its_place() -> None:
             "changed",
             "renormalised",
             "substitutes",
+            "places",  # made of the template
         },
         l2path.Fold: {"train", "test"},
     }
