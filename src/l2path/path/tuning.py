@@ -70,7 +70,7 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     fused, why = job.steps[first].fused if lowerings.enabled() else None, None
     if fused is not None and (why := refused(job)):
         fused = None
-    if "looped" not in known:
+    if "looped" not in known or (fused is not None and "fused" not in known):
         known["looped"] = _seconds("loop", job.steps[first].looped, job, first, 1)
         if fused is not None:
             known["fused"] = _seconds("vmap", fused, job, first, members) / members
