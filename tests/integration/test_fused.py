@@ -186,6 +186,32 @@ def test_a_long_job_with_packed_sequences_goes_on(monkeypatch: pytest.MonkeyPatc
         assert_trees_close(result.member(k).state_dict(), solo.module.state_dict(), RTOL, where=f"member {k}")
 
 
+class Branched(Last):
+    """Some batches under autocast, which fused layers do not know."""
+
+    limit = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=bool((x[:, 0] > self.limit).any())):
+            return super().forward(x).to(x.dtype)
+
+
+@pytest.mark.parametrize("engine", ["auto", l2path.Engine("vmap", 7, native=True)])
+def test_a_later_batch_goes_on_without_native_kernels(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_seconds", lambda kind, step, *_: 1e-2 if "run" in step.__qualname__ else 1.0)
+    monkeypatch.setattr(tuning, "_may_pay", lambda *_: False)
+    column = TRAIN[0][:, 0]
+    firsts = {seed: float(column[l2path.data_order(50, seed, 0)[:10]].max()) for seed in range(9)}
+    seed = next(seed for seed, first in firsts.items() if first < float(column.max()))
+    monkeypatch.setattr(Branched, "limit", firsts[seed])  # not so the first batch
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 10, "seed": seed}
+    with pytest.warns(l2path.EngineWarning, match="native kernels failed at step"):
+        found = train(Branched(nn.LSTM, torch.float32), engine=engine, **options)
+    assert (found.engine.kind, found.engine.native) == ("vmap", False)
+    other = train(Branched(nn.LSTM, torch.float32), engine="vmap", **options)
+    assert_trees_close(found.params, other.params, 2e-2)  # of some steps under autocast
+
+
 def test_auto_does_without_what_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 

@@ -711,3 +711,34 @@ def test_lengths_are_checked_as_torch_checks_them(lengths: list[int], message: s
     partial = caught.value.partial_result  # type: ignore[attr-defined]
     assert (partial.engine.kind, partial.eval_kind) == ("loop", "loop")
     assert partial.predict((x, torch.tensor([2, 1]))).shape == (4, 2, 1)
+
+
+class WithACompiledPart(nn.Module):
+    """A part that was compiled by the caller, as one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.part = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), backend="eager", fullgraph=True)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.part(x))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_a_part_that_is_compiled_already(engine: Any) -> None:
+    """The compiler does not read what looks at operations meanwhile (:mod:`l2path.dispatch`)."""
+    torch.compiler.reset()  # what ran without the compiler once is left alone
+    x, y = torch.randn(12, 4), torch.randn(12, 1)
+    options: dict[str, Any] = {"loss_fn": F.mse_loss, "optimizer": l2path.sgd(lr=0.1), "lambdas": [0.0, 0.1]}
+    module = WithACompiledPart()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.mse_loss(module(x), y).backward()
+        optimizer.step()
+    found = l2path.batch_train(WithACompiledPart(), (x, y), epochs=2, engine=engine, **options)
+    assert_trees_close(found.member(1).state_dict(), module.state_dict(), 1e-5)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import l2path
 from l2path import compiled, compiling
+from l2path.blocks import Block
 from l2path.path import driver, programs, tuning
 from l2path.trees import map_tensors, tensor_leaves
 from tests.helpers import assert_trees_close
@@ -86,8 +87,8 @@ def test_an_engine_of_many_steps_is_cut_down(kept: list[Kept]) -> None:
     assert_trees_close(found.params, train(engine="loop", epochs=1).params, RTOL)
 
 
-def test_results_that_are_not_copied_are_noticed(kept: list[Kept], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check runs over calls that follow each other: this program forgets what it was given at its second call."""
+def test_calls_that_do_not_follow_each_other_are_noticed(kept: list[Kept], monkeypatch: pytest.MonkeyPatch) -> None:
+    """This program does each call with what it was given at its first one."""
     whole = Kept.__call__
 
     def forgets(self: Kept, leaves: Any, batches: Any, per_member: Any) -> Any:
@@ -97,3 +98,13 @@ def test_results_that_are_not_copied_are_noticed(kept: list[Kept], monkeypatch: 
     monkeypatch.setattr(Kept, "__call__", forgets)
     with pytest.raises(l2path.ArgumentError, match="calls of a compiled step that follow each other differ"):
         train(engine="compiled")
+
+
+def test_results_are_copied(kept: list[Kept]) -> None:
+    """A program that writes where it wrote before does not change what it returned."""
+    step = compiled.Compiled(lambda s, b, e: ((s[0] + b[0].sum() * e,), s[0]), 2, torch.device("cpu"), native=False)
+    state, extra = (torch.zeros(2),), torch.ones(2)
+    block = Block([(torch.ones(3),)])
+    first = step.compile(state, block, extra)
+    step.run(first[0], block, extra)
+    assert torch.equal(first[0][0], torch.full((2,), 3.0))

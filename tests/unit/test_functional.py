@@ -15,7 +15,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import l2path
 from l2path import ArgumentError, Functional, functionalize, member_gradients
-from l2path.functional import as_arguments, check_module, forked_rng, unused_parameters
+from l2path.functional import as_arguments, check_module, first_members, forked_rng, unused_parameters
+from l2path.functional.calling import parameters_held
 from tests.helpers import assert_trees_close
 from tests.models import noisy, smooth
 
@@ -543,3 +544,143 @@ def test_functionalize_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
     functionalize(model).evaluation()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what a call leaves behind on its module -------------------------------------------------------------------------
+
+
+class Base(nn.Module):
+    """Two layers; a subclass says what else a call does to the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.more()
+
+    def more(self) -> None:
+        """What a subclass begins with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(torch.tanh(self.a(self.during(x))))
+        return out
+
+    def during(self, x: Tensor) -> Tensor:
+        """What a subclass does in a call."""
+        return x
+
+
+class Renamed(Base):
+    """An attribute goes, and another one comes with the same value."""
+
+    def more(self) -> None:
+        self.fresh = True
+
+    def during(self, x: Tensor) -> Tensor:
+        if hasattr(self, "fresh"):
+            del self.fresh
+            self.used = True
+            return 2 * x
+        return x
+
+
+class Added(Base):
+    """A sub-module that is made at the first call."""
+
+    def during(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "act"):
+            self.act = nn.ReLU()
+        out: Tensor = self.act(x)
+        return out
+
+
+class Taken(Base):
+    """A buffer that a call takes away, or sets to None."""
+
+    def more(self) -> None:
+        self.register_buffer("first", torch.zeros(1))
+        self.register_buffer("second", torch.zeros(1))
+
+    def during(self, x: Tensor) -> Tensor:
+        if hasattr(self, "first"):
+            del self.first
+        self.second = None
+        return x
+
+
+def losses_of(module: nn.Module, calls: int) -> list[float]:
+    """What a module gives when one functional is called several times."""
+    fn = functionalize(module)
+    x = torch.ones(3, 4)
+    return [float(fn.apply(fn.params, fn.buffers, x)[0].sum()) for _ in range(calls)]
+
+
+@pytest.mark.parametrize("kind", [Renamed, Added, Taken])
+def test_every_call_is_like_the_first(kind: type[Base]) -> None:
+    assert len(set(losses_of(kind(), 3))) == 1
+    fn, x = functionalize(kind()), torch.ones(3, 4)
+    params, buffers = first_members(fn.params, fn.buffers)
+    outputs, after = fn.apply(params, buffers, x)
+    assert after.keys() == fn.buffers.keys()
+    with parameters_held():  # as in a loop's gradient
+        held, after = fn.apply(params, buffers, x)
+    assert torch.equal(held, outputs)
+    assert after.keys() == fn.buffers.keys()
+
+
+class Swapped(Base):
+    """Layers that change places at every call."""
+
+    def more(self) -> None:
+        self.c = nn.Linear(4, 4)
+
+    def during(self, x: Tensor) -> Tensor:
+        self.a, self.c = self.c, self.a
+        return x
+
+
+def test_layers_that_change_places_have_the_parameters_that_are_given() -> None:
+    """As in torch, a module stays as a call has changed it; none of its own tensors takes part for that."""
+    fn, x = functionalize(Swapped()), torch.ones(3, 4)
+    for _ in range(3):
+        outputs, _ = fn.apply({name: torch.zeros_like(p) for name, p in fn.params.items()}, fn.buffers, x)
+        assert not bool(outputs.any())
+
+
+class Both(Base):
+    def more(self) -> None:
+        self.register_buffer("w", self.a.weight)
+
+
+class Late(Base):
+    """A buffer that is made at the first call, and so has no name in a functional."""
+
+    cache: Tensor | None
+
+    def more(self) -> None:
+        self.register_buffer("cache", None)
+
+    def during(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = self.a.weight.detach().clone()
+        return x @ self.cache
+
+
+def test_a_parameter_that_is_a_buffer_as_well_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="the buffer 'w', which is a parameter as well"):
+        functionalize(Both())
+
+
+def test_a_buffer_that_a_call_makes_is_noticed() -> None:
+    fn, x = functionalize(Late()), torch.ones(3, 4)
+    fn.apply(fn.params, fn.buffers, x)
+    with pytest.raises(RuntimeError, match=r"missing \['cache'\]"):
+        fn.apply(fn.params, fn.buffers, x)
+
+
+def test_a_call_that_fails_leaves_the_module_as_it_was() -> None:
+    fn = functionalize(Base())
+    before = {name: id(p) for name, p in fn.template.named_parameters()}
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fn.apply({name: 2 * p for name, p in fn.params.items()}, fn.buffers, torch.ones(3, 5))
+    assert {name: id(p) for name, p in fn.template.named_parameters()} == before

@@ -121,9 +121,30 @@ def test_nobody_waits_for_a_build_that_goes_on(monkeypatch: pytest.MonkeyPatch, 
     go = tmp_path / "go"
     compiler(tmp_path, monkeypatch, f"until [ -e {go} ]; do sleep 0.01; done; exit 1")
     assert lowerings.prepare().state == "building"
-    assert lowerings.prepare(wait=None, make=False).state == "building"
+    seen: list[lowerings.Status] = []
+    looking = threading.Thread(target=lambda: seen.append(lowerings.prepare(wait=None, make=False)), daemon=True)
+    looking.start()
+    looking.join(5)
+    assert [status.state for status in seen] == ["building"]
     go.touch()
     assert lowerings.prepare(wait=None).state == "failed"
+
+
+def test_who_asks_for_a_build_gets_one_although_another_thread_only_looks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler(tmp_path, monkeypatch, "echo built >&2; exit 1")
+    whole, found = native._load, threading.Event()
+
+    def slow(build: native._Build, make: bool) -> Path | None:
+        if not make:
+            found.wait(5)
+        return whole(build, make)
+
+    monkeypatch.setattr(native, "_load", slow)
+    assert lowerings.prepare(make=False).state == "building"
+    threading.Timer(0.1, found.set).start()
+    assert lowerings.prepare(wait=None).reason.endswith("built")
 
 
 def test_what_is_built_is_taken() -> None:

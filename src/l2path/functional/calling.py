@@ -12,16 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from l2path.errors import ArgumentError
+
 
 class Places:
     """Where a module and its parts keep their parameters and buffers.
 
     ``functional_call`` looks for them anew at each call, which takes longer than a small layer does. Here they are
-    looked for once, and again if a part has more or fewer entries than it had.
+    looked for once, and again where a part holds anything else than it held then.
 
     Parameters
     ----------
     module : nn.Module
+
+    Raises
+    ------
+    ArgumentError
+        If a parameter is a buffer as well.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -33,20 +40,32 @@ class Places:
         self.parts = list(self.module.named_modules())
         # A tied tensor has several places under its first name, in the order of named_parameters and named_buffers.
         places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        for kind in ("_parameters", "_buffers"):
-            for _, part in self.parts:
-                entries = getattr(part, kind)
-                for key, tensor in entries.items():
-                    if tensor is not None:
-                        places.setdefault(id(tensor), []).append((entries, key))
-        named = [*self.module.named_parameters(), *self.module.named_buffers()]
-        self.places = [(name, *place) for name, tensor in named for place in places[id(tensor)]]
-        self.names = {name for name, _ in named}
-        self.buffers = {name for name, _ in self.module.named_buffers()}
-        self.entries = self._count()
+        held = [entries for _, m in self.parts for entries in (m._parameters, m._buffers)]
+        for entries in held:
+            for key, tensor in entries.items():
+                if tensor is not None:
+                    places.setdefault(id(tensor), []).append((entries, key))
+        named: dict[str, Tensor] = dict(self.module.named_parameters())
+        buffers = dict(self.module.named_buffers())
+        if both := [name for name, b in buffers.items() if any(b is p for p in named.values())]:
+            raise ArgumentError(
+                "module",
+                got=f"the buffer {both[0]!r}, which is a parameter as well",
+                expected="buffers and parameters of their own",
+                remedy="register a copy as the buffer, or read the parameter itself",
+            )
+        named |= buffers
+        self.places = [(name, *place) for name, tensor in named.items() for place in places[id(tensor)]]
+        self.names, self.buffers = set(named), set(buffers)
+        held += [m._modules for _, m in self.parts]
+        self.held = [(entries, list(entries), list(entries.values())) for entries in held]
 
-    def _count(self) -> list[int]:
-        return [len(m._parameters) + len(m._buffers) + len(m._modules) for _, m in self.parts]
+    def found(self) -> bool:
+        """Return whether all parts hold what they held when it was looked for."""
+        return all(
+            len(entries) == len(keys) and all(map(is_, entries.values(), values)) and list(entries) == keys
+            for entries, keys, values in self.held
+        )
 
     @contextmanager
     def holding(self, tensors: dict[str, Tensor]) -> Iterator[None]:
@@ -57,7 +76,7 @@ class Places:
         RuntimeError
             If a name is missing or unknown.
         """
-        if self._count() != self.entries:
+        if not self.found():
             self.find()
         if tensors.keys() != self.names:
             missing, unknown = sorted(self.names - tensors.keys()), sorted(tensors.keys() - self.names)
@@ -69,12 +88,14 @@ class Places:
             yield
         finally:
             for (name, entries, key), tensor in zip(reversed(self.places), reversed(own), strict=True):
-                tensors[name] = entries.get(key, tensors[name])  # in the end that of its first place
+                new = entries.get(key)
+                tensors[name] = tensors[name] if new is None else new  # in the end that of its first place
                 entries[key] = tensor
 
     def current_buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that the module holds now."""
-        return {name: entries[key] for name, entries, key in reversed(self.places) if name in self.buffers}
+        """Return the buffers that the module holds now, but for those that a call has taken away."""
+        now = ((name, entries.get(key)) for name, entries, key in reversed(self.places) if name in self.buffers)
+        return {name: tensor for name, tensor in now if tensor is not None}
 
     @contextmanager
     def restored(self, changed: set[str]) -> Iterator[None]:
@@ -86,13 +107,14 @@ class Places:
         if torch.compiler.is_compiling():
             yield
             return
-        before = [m.__dict__.copy() for _, m in self.parts]
+        before = [(name, m, m.__dict__.copy()) for name, m in self.parts]
         try:
             yield
         finally:
-            for (name, m), attributes in zip(self.parts, before, strict=True):
+            for name, m, attributes in before:
                 now = m.__dict__
-                if len(now) == len(attributes) and all(map(is_, now.values(), attributes.values())):
+                same = len(now) == len(attributes) and all(map(is_, now.values(), attributes.values()))
+                if same and list(now) == list(attributes):
                     continue
                 if not type(m).__module__.startswith("torch."):  # torch's recurrent layers keep books of their weights
                     keys = [k for k in {**attributes, **now} if now.get(k, m) is not attributes.get(k, m)]

@@ -18,7 +18,7 @@ STACK = 8  # products in a stack that is measured: the choice shall not change w
 
 
 class NativeOperations(Dispatch):
-    """Puts native kernels in the place of recurrent layers and stacks of products within; for one thread.
+    """Puts native kernels in the place of recurrent layers and stacks of products within, in the thread that enters it.
 
     It sees operations after ``vmap`` and differentiation. Every operation takes some microseconds longer, so that it is
     for steps whose kernels take most of the time. The native library must be there.

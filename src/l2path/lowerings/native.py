@@ -59,6 +59,7 @@ class _Build:
         self.lock = threading.Lock()
         self.status = Status("absent")
         self.thread: threading.Thread | None = None
+        self.makes = False  # whether the thread may build
         self.compiler: subprocess.Popen[str] | None = None
 
 
@@ -93,14 +94,18 @@ def prepare(wait: float | None = 0.0, *, make: bool = True) -> Status:
         return status()
     build = _build
     with build.lock:
-        if build.status.state == "building" and not make:
+        if build.status.state == "building" and build.makes and not make:
             return build.status
         if build.status.state == "absent":
+            build.makes = make
             build.thread = threading.Thread(target=_run, args=(build, make), name="l2path-native", daemon=True)
             build.status = Status("building")
             build.thread.start()
-    if build.thread is not None and wait != 0:
-        build.thread.join(wait)
+        thread = build.thread
+    if thread is not None and wait != 0:
+        thread.join(wait)
+        if make and build.status.state == "absent":  # another thread has only looked whether they are there
+            return prepare(wait)
     return build.status
 
 

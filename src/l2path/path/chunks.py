@@ -38,6 +38,7 @@ class Group:
     outputs: CompiledOutputs | None = None  # that members are scored on
     noise: Noise | None = None  # what steps draw, where compiled programs are given it
     loop_step: Step | None = None  # to go on with if the batched step fails later on
+    plain_step: Step | None = None  # the same if it is one with native kernels: the batched step without
     step: int = 0
     rows: int = 0  # seen in this epoch
     scoring: object = None  # groups of one value, but None, may be scored together: their validation is the same
@@ -54,6 +55,16 @@ class Group:
         with self.compiled.undisturbed():  # what a step draws is noted in a call of the module
             self.noise.note(block)
         return self.noise.beside(block, self.seed, step)
+
+    @property
+    def has_another_way(self) -> bool:
+        """Whether there is something to go on with where a step fails."""
+        return any(way is not None for way in (self.compiled, self.plain_step, self.loop_step))
+
+    def without_native_kernels(self) -> None:
+        """Go on with batched steps that have none."""
+        assert self.plain_step is not None
+        self.train_step, self.plain_step = self.plain_step, None
 
     def loop(self) -> None:
         """Go on with one member after the other."""

@@ -216,7 +216,7 @@ class Driver:
             step = self.running.step if self.running else chunk.group.step
             if self.engine.kind == "vmap" and len(chunk.members) > 1 and is_out_of_memory(error):
                 self._halve_chunks(len(chunk.members), f"at step {step}")
-            elif chunk.group.loop_step is None and chunk.group.compiled is None:
+            elif not chunk.group.has_another_way:
                 raise
             else:
                 self._fall_back(f"at step {step}: {first_line(error)}")
@@ -235,13 +235,18 @@ class Driver:
         self.engine = replace(self.engine, member_chunk=members // 2, reason=reason)
 
     def _fall_back(self, reason: str) -> None:
-        """Go on without the compiled program, or with one member after the other."""
+        """Go on without the compiled program, without native kernels, or with one member after the other."""
         if self.workers is not None:
             self.workers.drop()
         if self.engine.kind == "compiled":
             for group in self.groups:
                 group.compiled = group.outputs = None
             self.engine = Engine("vmap", self.engine.member_chunk, f"the compiled program failed {reason}")
+            return
+        if self.groups[0].plain_step is not None:
+            for group in self.groups:
+                group.without_native_kernels()
+            self.engine = replace(self.engine, native=False, reason=f"native kernels failed {reason}")
             return
         for group in self.groups:
             group.loop()

@@ -242,6 +242,7 @@ def train_members(
             compiled=program.steps if program else None,
             outputs=program.outputs if program else None,
             noise=noise_of(job, templates[s]) if programs else None,
+            plain_step=own_steps.batched if chosen.kind == "vmap" and chosen.native else None,
             loop_step=own_steps.looped if chosen.kind != "loop" and engine == "auto" else None,
             scoring=(fold, id(program.steps)) if program and scored.joined else None,
         )

@@ -124,9 +124,8 @@ def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
 def _steps_of_a_call(job: Job, seconds: float) -> int:
     """Return how many steps to do in one call, where a vmapped model-step takes so many seconds.
 
-    On an accelerator that is one.
-
-    Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end.
+    Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end. On an
+    accelerator that is one.
     """
     if not does_many_steps(job.device):
         return 1
