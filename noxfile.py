@@ -105,7 +105,7 @@ def sanitize(session: nox.Session) -> None:
 
 
 def sanitize_programs(session: nox.Session, compiler: str) -> None:
-    """Train compiled members with everything that is built for them under the sanitizers, in folders of its own."""
+    """Train members with everything that is built for them under the sanitizers, in folders of its own."""
     python, folder = shared_python(session, "test"), Path(session.create_tmp()).resolve()
     libraries = [
         subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()

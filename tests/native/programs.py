@@ -1,4 +1,4 @@
-"""Train compiled members and compare them with vmapped ones: run under sanitizers by ``nox -s sanitize``.
+"""Train members with native kernels, compiled and vmapped, beside vmapped ones without: `nox -s sanitize` runs it.
 
 The compiler that the environment names puts the sanitizers into the native kernels and into what inductor writes; an
 error of theirs ends the process.
@@ -14,7 +14,8 @@ import l2path
 from l2path import lowerings
 from tests.benchmarks._workloads import ALL
 
-ENGINE = l2path.Engine("compiled", 3, workers=2, steps=4, native=True, outputs=True)
+COMPILED = l2path.Engine("compiled", 3, workers=2, steps=4, native=True, outputs=True)
+FUSED = l2path.Engine("vmap", 3, native=True)  # on two threads of torch's
 
 
 def main() -> None:
@@ -24,7 +25,8 @@ def main() -> None:
     status = lowerings.prepare(wait=None)
     if status.state != "ready":
         raise SystemExit(f"no native kernels: {status}")
-    for name in ("tiny", "lstm", "cnn", "tfm"):
+    runs = [(name, COMPILED) for name in ("tiny", "lstm", "cnn", "tfm")] + [(name, FUSED) for name in ("lstm", "gru")]
+    for name, native in runs:
         workload = ALL[name]
         x, y = workload.data(9)
         rows = 8 * workload.batch + 3
@@ -34,13 +36,13 @@ def main() -> None:
                 lambdas=torch.logspace(-2, -6, 5), batch_size=workload.batch, validation=(x[:50], y[:50]),
                 engine=engine, progress=False,
             )
-            for engine in (ENGINE, "vmap")
+            for engine in (native, "vmap")
         )  # fmt: skip
-        if not (found.engine.native and found.engine.outputs and found.engine.kind == "compiled"):
+        if found.engine != native:
             raise SystemExit(f"{name}: {found.engine}")
         for key, history in want.history.items():
             torch.testing.assert_close(found.history[key], history, rtol=1e-3, atol=1e-5)
-        print(name, "compiled:", *(f"{loss:.6f}" for loss in found.history["val_loss"][-1]))
+        print(name, f"{native.kind}:", *(f"{loss:.6f}" for loss in found.history["val_loss"][-1]))
 
 
 if __name__ == "__main__":
