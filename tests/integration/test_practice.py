@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import l2path
 from l2path.memory import peak_bytes
+from l2path.path import tuning
 from tests.helpers import assert_trees_close
 
 LAMBDAS = [0.3, 0.03, 0.0]
@@ -219,6 +220,26 @@ def test_autocast_around_compiled_steps(partial: bool) -> None:
     assert {p.dtype for p in found.params.values()} == {torch.float32}
     assert_trees_close(found.params, looped.params, 0.02)
     assert_trees_close(found.history, looped.history, 0.02)
+
+
+def test_steps_under_autocast_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their seconds are others: what is remembered of a job is not of it under autocast."""
+    keys: list[str] = []
+
+    def recall(key: str) -> dict[str, float]:
+        keys.append(key)
+        return {"vmapped": 0.0}
+
+    monkeypatch.setattr(tuning, "recall", recall)
+    monkeypatch.setattr(tuning, "PART", 1.0)
+    module, x, y = nn.Linear(5, 4), torch.randn(8, 5), torch.randn(8, 4)
+    train(module, (x, y), F.mse_loss)
+    train(module, (x, y), F.mse_loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train(module, (x, y), F.mse_loss)
+    assert len(keys) == 3
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[2].count("autocast to torch.bfloat16") == 1
 
 
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
