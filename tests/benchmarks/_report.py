@@ -53,8 +53,6 @@ thread, "loops" one for each core. A tilde marks what was not run to its end: th
 rate for the rest.
 """
 JOBBERS = ("loop", "loops", "JAX", "auto")
-RATED = {"loop": "loops"}
-"""Rates of contenders that have none of their own."""
 SCALE = """
 ## From one member to thousands
 
@@ -278,7 +276,7 @@ def kept(folder: Path, stem: str) -> dict[str, Any]:
 
 def write(folder: Path = RESULTS) -> None:
     """Write the page beside a folder of results, with whatever is in it."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [kept(folder, path.stem) for path in sorted(folder.glob("*.json"))]
     kinds: dict[str, list[Result]] = {kind: [] for kind in ("rates", "scale", "switches", "crossval")}
     for result in found:
         kinds[result["kind"]].append(result)

@@ -82,10 +82,10 @@ def jobs(name: str, members: int, rows: Mapping[str, dict[str, Any]]) -> dict[st
         for label, tasks in ways.items():
             before = found.get(str(total // 10), {}).get(label, {})
             seconds = 0.0
-            if label != "auto" and "steps" in before and rows[_report.RATED.get(label, label)].get("rates"):
+            rated = rows["loops" if label == "loop" else label]  # which has a core of them
+            if label != "auto" and "steps" in before and rated.get("rates"):
                 more = members * task.batches * task.epochs - before["steps"]
-                rate = _report.best(rows[_report.RATED.get(label, label)]) / (len(cores()) if label == "loop" else 1)
-                seconds = before["seconds"] + more / rate
+                seconds = before["seconds"] + more / _report.best(rated) * (len(cores()) if label == "loop" else 1)
             extrapolated = {"seconds": round(seconds, 1), "extrapolated": True}
             done[label] = extrapolated if seconds > LONG else whole_job(tasks, LIMIT)
             print(f"    {total} model-steps, {label}: {done[label].get('seconds', '-')} s", flush=True)

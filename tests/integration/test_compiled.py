@@ -38,12 +38,10 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def fresh(fresh_compiler: None) -> Iterator[None]:
     """Compile anew, with torch's own random numbers in place of inductor's."""
-    torch.compiler.reset()
     with torch._inductor.config.patch(fallback_random=True):
         yield
-    torch.compiler.reset()
 
 
 def two_steps(family: Family, backend: str | None) -> Any:

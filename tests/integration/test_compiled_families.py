@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 import l2path
-from tests.contract import run, solo_runs
+from tests.contract import assert_solo, run
 from tests.families import FAMILIES, Family
-from tests.helpers import assert_trees_close
 
 RTOL = 1e-8  # numbers of three epochs; LayerNorm and its kin are ordered otherwise in a program
 # By what the error says; torch 2.13.
@@ -31,16 +27,10 @@ VMAPPED = [f for f in FAMILIES if f.engine == "vmap" and not f.slow and "Packed"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("fresh_compiler"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("family", VMAPPED, ids=lambda family: family.name)
@@ -51,10 +41,7 @@ def test_compiled_members_equal_a_handwritten_loop(family: Family) -> None:
         return
     result, _ = run(family, {"engine": "compiled"})
     assert result.engine.kind == "compiled", result.engine.reason
-    for k, solo in enumerate(solo_runs(family)):
-        assert_trees_close(result.member(k).state_dict(), solo.module.state_dict(), RTOL, where=f"member {k}")
-        for name, values in solo.history.items():
-            assert_trees_close(result.history[name][:, k].tolist(), values, max(RTOL, solo.loss_rtol), where=name)
+    assert_solo(result, family, RTOL)
 
 
 def test_the_list_names_families() -> None:

@@ -16,7 +16,7 @@ from l2path import lowerings
 from l2path.functional import functionalize
 from l2path.lowerings import eager
 from l2path.path import fused, tuning
-from tests.contract import RTOL, run, solo_runs
+from tests.contract import assert_solo, run
 from tests.families import FAMILIES, LAMBDAS, Family
 from tests.helpers import assert_trees_close
 from tests.models import classes
@@ -50,10 +50,7 @@ def test_every_member_equals_a_handwritten_loop(family: Family) -> None:
     packed = "Packed" in family.name
     assert result.engine.native != packed
     assert ("takes no packed sequence" in result.engine.reason) == packed
-    for k, solo in enumerate(solo_runs(family)):
-        assert_trees_close(result.member(k).state_dict(), solo.module.state_dict(), RTOL, where=f"member {k}")
-        for name, values in solo.history.items():
-            assert_trees_close(result.history[name][:, k].tolist(), values, solo.loss_rtol, where=name)
+    assert_solo(result, family)
 
 
 def test_there_are_families_enough() -> None:
@@ -182,8 +179,7 @@ def test_a_long_job_with_packed_sequences_goes_on(monkeypatch: pytest.MonkeyPatc
     assert not result.engine.native
     for said in ("without native kernels: NotImplementedError", "not compiled: NotImplementedError"):
         assert f"{said}: a fused LSTM takes no packed sequence" in result.engine.reason
-    for k, solo in enumerate(solo_runs(family)):
-        assert_trees_close(result.member(k).state_dict(), solo.module.state_dict(), RTOL, where=f"member {k}")
+    assert_solo(result, family)
 
 
 class Branched(Last):

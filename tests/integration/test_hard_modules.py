@@ -727,11 +727,11 @@ class WithACompiledPart(nn.Module):
         return out
 
 
+@pytest.mark.usefixtures("fresh_compiler")  # what ran without the compiler once is left alone
 @pytest.mark.filterwarnings("ignore::l2path.BoundaryWarning")
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 def test_a_part_that_is_compiled_already(engine: Any) -> None:
     """The compiler does not read what looks at operations meanwhile (:mod:`l2path.dispatch`)."""
-    torch.compiler.reset()  # what ran without the compiler once is left alone
     x, y = torch.randn(12, 4), torch.randn(12, 1)
     options: dict[str, Any] = {"loss_fn": F.mse_loss, "optimizer": l2path.sgd(lr=0.1), "lambdas": [0.0, 0.1]}
     module = WithACompiledPart()

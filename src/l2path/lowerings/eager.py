@@ -11,6 +11,7 @@ from torch import Tensor
 from l2path.dispatch import Dispatch
 from l2path.lowerings import native, recurrent
 from l2path.lowerings.measure import Layout, faster
+from l2path.lowerings.recurrent import taken
 
 aten = torch.ops.aten
 
@@ -44,14 +45,14 @@ def _layer(name: str) -> Callable[..., Any]:
     operation = getattr(torch.ops.l2path, f"native_{name}").default
 
     def call(*operands: Tensor) -> Any:
-        return operation(*operands) if all(map(_meant, operands)) else None
+        return operation(*operands) if all(map(taken, operands)) else None
 
     return call
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor | None:
     library = native.status().library
-    if library is None or not (_meant(a) and _meant(b)):
+    if library is None or not (taken(a) and taken(b)):
         return None
     left, right = (Layout((STACK, *x.shape[1:]), x.stride(), x.dtype) for x in (a, b))
     ours = torch.ops.l2path.tiled_bmm.default
@@ -64,7 +65,3 @@ def _product(a: Tensor, b: Tensor) -> Tensor | None:
 def _product_and_sum(bias: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
     found = _product(a, b)
     return None if found is None else found.add_(bias)
-
-
-def _meant(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)

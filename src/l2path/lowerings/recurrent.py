@@ -73,7 +73,12 @@ def use_native(graph: fx.Graph) -> int:
 
 def _native(operand: Any) -> bool:
     value = operand.meta.get("val") if isinstance(operand, fx.Node) else None
-    return isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+    return isinstance(value, Tensor) and taken(value)
+
+
+def taken(x: Tensor) -> bool:
+    """Return whether native kernels take a tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _apply(function: Any, *operands: Tensor) -> Any:

@@ -9,9 +9,8 @@ from l2path.blocks import Block
 from l2path.engine import Engine, Step, run_steps
 from l2path.lowerings.eager import NativeOperations
 from l2path.path.job import Job
-from l2path.path.programs import WHOLE, agrees, native_kernels, sampled, seeded
+from l2path.path.programs import WHOLE, agrees, native_kernels, sampled, seeded, smaller
 from l2path.path.selfcheck import first_line
-from l2path.trees import map_tensors
 from l2path.types import Batch, Tree
 
 
@@ -41,10 +40,8 @@ def _refused(job: Job, module: int) -> str | None:
     def call(state: Tree, block: Block, extra: Tree) -> tuple[Tree, Tree]:
         return run_steps("vmap", fused, state, block, extra, partial(seeded, job.device))
 
-    blocks = [sampled(job, module, WHOLE)]
-    blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
     try:
-        if all(agrees(call, block, job, module, 2, None) for block in blocks):
+        if all(agrees(call, block, job, module, 2, None) for block in [sampled(job, module, WHOLE), *smaller(job)]):
             return None
     except Exception as error:  # of a layer that is called as it cannot be
         return first_line(error)

@@ -41,17 +41,12 @@ def native_kernels(device: torch.device) -> bool:
     return device.type == "cpu" and lowerings.prepare(wait=BUILD_SECONDS).state == "ready"
 
 
-def workers_for(job: Job) -> int:
-    """Return how many threads run chunks side by side."""
-    return torch.get_num_threads() if does_many_steps(job.device) else 1
-
-
 def compiled_chunk(job: Job) -> int:
     """Return how many members a compiled program is for."""
     live = max(1, job.live_bytes())
     if not does_many_steps(job.device):  # there is one program at a time, and all that keeps the device busy is welcome
         return min(auto_chunk(live, job.device, free_memory(job.device)), max(job.groups))
-    workers = max(1, min(workers_for(job), sum(job.groups) * live // LEAST_CHUNK_BYTES))
+    workers = max(1, min(torch.get_num_threads(), sum(job.groups) * live // LEAST_CHUNK_BYTES))
     most = min(max(1, COMPILED_CHUNK_BYTES // live), max(job.groups), math.ceil(sum(job.groups) / workers))
 
     def cost(size: int) -> float:  # all chunks count as full ones: the last of a group is filled up
@@ -112,9 +107,7 @@ def compile_steps(engine: Engine, job: Job) -> tuple[Engine, dict[int, Compiled]
         noise = noise_of(job, module)
         if noise is not None and (why := noise.refused(job.batch)):
             raise ValueError(why)
-        blocks = [sampled(job, module, engine.steps)]
-        if engine.partial:
-            blocks += [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
+        blocks = [sampled(job, module, engine.steps), *(smaller(job) if engine.partial else ())]
         known = next(iter(programs.values()), None) if job.alike else None
         if known is not None and all(agrees(known.run, b, job, module, engine.member_chunk, noise) for b in blocks):
             programs[module] = known
@@ -179,6 +172,11 @@ def sampled(job: Job, module: int, count: int) -> Block:
     except Exception:  # of a module to which they are no batch
         usable = False
     return Block([other if usable and t % 2 else job.batch for t in range(count)])
+
+
+def smaller(job: Job) -> list[Block]:
+    """Return blocks of one batch each, as small as the last ones of an epoch are."""
+    return [Block([map_tensors(lambda x: x[:n], job.batch)]) for n in job.remainders]  # noqa: B023
 
 
 def _other_rows(batch: Batch) -> Batch:

@@ -26,7 +26,6 @@ from l2path.path.programs import (
     compiled_chunk,
     native_kernels,
     noise_of,
-    workers_for,
 )
 from l2path.path.remembered import machine, note, recall
 from l2path.path.selfcheck import first_line
@@ -70,10 +69,11 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
     fused, why = job.steps[first].fused if lowerings.enabled() else None, None
     if fused is not None and (why := refused(job)):
         fused = None
-    if "looped" not in known or (fused is not None and "fused" not in known):
+    if "looped" not in known:
         known["looped"] = _seconds("loop", job.steps[first].looped, job, first, 1)
-        if fused is not None:
-            known["fused"] = _seconds("vmap", fused, job, first, members) / members
+        note(key, known)
+    if fused is not None and "fused" not in known:
+        known["fused"] = _seconds("vmap", fused, job, first, members) / members
         note(key, known)
     vmapped, looped = known["vmapped"], known["looped"]
     said = f"vmapped {vmapped * 1e6:.3g} µs a model-step, looped {looped * 1e6:.3g}"
@@ -115,20 +115,19 @@ def tune(chosen: Engine, job: Job, *, resize: bool) -> tuple[Engine, dict[int, P
 
 def _wanted(job: Job, members: int, seconds: float, *, native: bool) -> Engine:
     """Return the compiled engine for a job whose vmapped model-step takes so many seconds."""
-    steps, partial = _steps_of_a_call(job, seconds), _partial_pays(job, seconds)
-    outputs = does_many_steps(job.device) and outputs_pay(job, _compiling_outputs(job))
-    workers = workers_for(job)
+    partial = _partial_pays(job, seconds)
+    if not does_many_steps(job.device):
+        return Engine("compiled", members, native=native, partial=partial)
+    steps, outputs = _steps_of_a_call(job, seconds), outputs_pay(job, _compiling_outputs(job))
+    workers = torch.get_num_threads()
     return Engine("compiled", members, workers=workers, steps=steps, native=native, partial=partial, outputs=outputs)
 
 
 def _steps_of_a_call(job: Job, seconds: float) -> int:
     """Return how many steps to do in one call, where a vmapped model-step takes so many seconds.
 
-    Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end. On an
-    accelerator that is one.
+    Of the most that do not keep an interrupt waiting, the number that leaves the fewest over at an epoch's end.
     """
-    if not does_many_steps(job.device):
-        return 1
     size = sum(x.nbytes for x in tensor_leaves(job.batch))
     most = min(BLOCK_SECONDS * GAIN / (seconds * sum(job.groups)), BLOCK_BYTES / max(1, size), MOST_STEPS)
     most = 2 ** int(math.log2(max(1.0, most)))  # so that noise in the seconds seldom makes a difference
